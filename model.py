@@ -1,0 +1,382 @@
+"""
+One causal transformer for text, image patches and audio frames.
+
+Every position is one text token, one 8x8x3 patch or one frame of log-mel; raw values enter through one linear per modality, and the next
+position is predicted whatever it is: ids by a softmax, patches and frames by a small flow-matching head that is conditioned on the hidden
+state (Li et al. 2024, "Autoregressive Image Generation without Vector Quantization"; x-prediction as in Li and He 2025, "Back to Basics").
+There is no encoder and no bidirectional span, so the KV cache, packing and every parallelism see a plain causal model.
+
+Shapes: B rows, T positions, C = n_embd, nh heads of hd, D = 192 payload. With tensor parallelism heads and hidden units are those of this
+rank (nh/tp); with sequence parallelism T is T/tp between the blocks' linears; parallel.py says where.
+"""
+import math
+from dataclasses import dataclass
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from parallel import (Spec, attention, attention_mask, copy_to, embed_partial, enter_tp, gather_from, init_params, leave_tp, linear,
+                      linear_cross_entropy, moe, my_slice, param, reduce_from, solo_mesh, split_layers, split_to)
+
+D, N_FREQ = 192, 6
+
+
+@dataclass
+class ModelConfig:
+    vocab_size: int = 364
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 0            # 0: n_head
+    n_embd: int = 192
+    ff: int = 0                   # hidden units of the MLP; 0: 4 n_embd (relu2) or 8/3 n_embd rounded up to 32 (swiglu)
+    act: str = 'relu2'            # relu2 | swiglu
+    qk_norm: bool = True
+    rope_base: float = 10000.0
+    tie: bool = False             # output head = embedding
+    zero_init: bool = True        # output projections of the blocks start at 0
+    softcap: float = 0.0          # logits = c tanh(logits / c)
+    z_loss: float = 1e-4
+    image: bool = True            # patches in and out
+    audio: bool = True            # frames in and out
+    flow_width: int = 192
+    flow_depth: int = 3
+    n_expert: int = 0             # experts per MoE layer; 0: dense
+    top_k: int = 2
+    expert_ff: int = 0            # hidden units of one expert; 0: ff / top_k
+    shared_ff: int = 0            # hidden units of the shared expert; 0: ff / top_k
+    dense_layers: int = 1         # the first layers stay dense
+
+    def __post_init__(self):
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.ff = self.ff or (4 * self.n_embd if self.act == 'relu2' else -(-8 * self.n_embd // 96) * 32)
+        self.expert_ff, self.shared_ff = self.expert_ff or self.ff // self.top_k, self.shared_ff or self.ff // self.top_k
+        for ok, say in ((self.act in ('relu2', 'swiglu'), f'act={self.act}: use relu2 or swiglu'),
+                        (self.n_embd % self.n_head == 0, f'n_embd={self.n_embd} does not divide by n_head={self.n_head}'),
+                        (self.n_embd // self.n_head % 2 == 0, f'n_embd/n_head={self.n_embd // self.n_head} is odd: rotary positions need pairs'),
+                        (self.n_head % self.n_kv_head == 0, f'n_head={self.n_head} does not divide by n_kv_head={self.n_kv_head}'),
+                        (self.top_k <= max(self.n_expert, 1) or not self.n_expert, f'top_k={self.top_k} exceeds n_expert={self.n_expert}')):
+            if not ok:
+                raise ValueError(say)
+
+    @property
+    def hd(self):
+        return self.n_embd // self.n_head
+
+
+def activation(h, act):
+    """h (..., ff) or (..., 2 ff) -> (..., ff)."""
+    if act == 'relu2':
+        return F.relu(h).square()
+    gate, up = h.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def rotate(x, cos, sin):
+    """Rotary positions (Su et al. 2021). x (B, T, n, hd), cos and sin (B, T, 1, hd/2)."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+class Norm(nn.Module):
+    """RMSNorm with a gain, in float32 inside."""
+    def __init__(self, mesh, n, partial):
+        super().__init__()
+        self.gain = param(mesh, n, std=math.nan, kind='scalar', partial=partial)
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.shape[-1],), self.gain.to(x.dtype), 1e-6)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg, mesh):
+        super().__init__()
+        C, hd, kv = cfg.n_embd, cfg.hd, cfg.n_kv_head
+        self.cfg, self.mesh = cfg, mesh
+        self.q = param(mesh, C, C, tp=0, std=C ** -0.5)
+        self.kv = param(mesh, 2 * kv * hd, C, tp=0, parts=(kv * hd, kv * hd), kv=kv, std=C ** -0.5)    # apart from q: with fewer heads than tp it has copies
+        self.out = param(mesh, C, C, tp=1, std=0.0 if cfg.zero_init else C ** -0.5 / (2 * cfg.n_layer) ** 0.5)
+        self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None    # shared by the heads: summed over tp
+        self.nh = cfg.n_head // mesh.tp.size
+        self.nkv = max(1, kv // mesh.tp.size)
+
+    def forward(self, x, ctx):
+        # x (B, T, C) -> (B, T, C): q, k, v from one copied input
+        hd, nh, nkv = self.cfg.hd, self.nh, self.nkv
+        x = enter_tp(x, self.mesh)
+        B, T, _ = x.shape
+        q = linear(x, self.q, self.mesh).view(B, T, nh, hd)
+        k, v = linear(x, self.kv, self.mesh).view(B, T, 2 * nkv, hd).split(nkv, 2)
+        if self.cfg.qk_norm:
+            q, k = F.rms_norm(q, (hd,), self.gain.to(q.dtype), 1e-6), F.rms_norm(k, (hd,), None, 1e-6)
+        q, k = rotate(q, ctx['cos'], ctx['sin']), rotate(k, ctx['cos'], ctx['sin'])
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)      # (B, nh, T, hd)
+        if ctx.get('cache') is not None:
+            k, v = ctx['cache'].put(self.layer, k, v)
+        y = attention(q, k, v, ctx['mask'], hd ** -0.5, self.mesh)
+        return leave_tp(linear(y.transpose(1, 2).reshape(B, T, nh * hd), self.out, self.mesh), self.mesh)
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg, mesh, ff):
+        super().__init__()
+        C, n = cfg.n_embd, 2 if cfg.act == 'swiglu' else 1
+        self.cfg, self.mesh = cfg, mesh
+        self.up = param(mesh, n * ff, C, tp=0, parts=(ff,) * n, std=C ** -0.5)
+        self.down = param(mesh, C, ff, tp=1, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
+
+    def forward(self, x, ctx=None):
+        h = activation(linear(enter_tp(x, self.mesh), self.up, self.mesh), self.cfg.act)
+        return leave_tp(linear(h, self.down, self.mesh), self.mesh)
+
+
+class MoE(nn.Module):
+    """
+    A shared expert beside top_k of n_expert, chosen by sigmoid scores in float32 plus a balancing bias that takes no gradient (Wang et al. 2024,
+    "Auxiliary-Loss-Free Load Balancing"); the gates are the chosen scores, normalised. Dropless. Tokens are split over tp, so no token is
+    computed twice: experts see (edp, ep) of the same ranks.
+    """
+    def __init__(self, cfg, mesh):
+        super().__init__()
+        C, ff, n = cfg.n_embd, cfg.expert_ff, 2 if cfg.act == 'swiglu' else 1
+        self.cfg, self.mesh = cfg, mesh
+        self.shared = MLP(cfg, mesh, cfg.shared_ff)
+        self.router = param(mesh, cfg.n_expert, C, std=C ** -0.5, kind='router', partial=True)
+        self.w1 = param(mesh, cfg.n_expert, n * ff, C, expert=True, std=C ** -0.5)
+        self.w2 = param(mesh, cfg.n_expert, C, ff, expert=True, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
+        self.register_buffer('bias', torch.zeros(cfg.n_expert))                # moved by the training loop, saved in checkpoints
+        self.bias.spec = Spec((cfg.n_expert,))
+        self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)   # tokens per expert since the last step: text, image, audio
+
+    def forward(self, x, ctx):
+        # x (B, T, C), or its T-slice under sp
+        xs = x if self.mesh.sp else split_to(x, self.mesh.tp, 1)
+        flat = xs.reshape(-1, xs.shape[-1])
+        wide = torch.promote_types(flat.dtype, torch.float32)
+        score = torch.sigmoid(F.linear(flat.to(wide), self.router.to(wide)))      # (N, E)
+        top = (score.detach() + self.bias).topk(self.cfg.top_k, -1).indices
+        gate = score.gather(1, top)
+        gate = gate / (gate.sum(-1, keepdim=True) + 1e-9)
+        if self.training and ctx.get('kind') is not None:
+            kind = my_slice(ctx['kind'], self.mesh.tp, 1).reshape(-1, 1).expand_as(top)        # 0 text, 1 image, 2 audio, 3 padding
+            n = torch.bincount((kind * self.cfg.n_expert + top).flatten(), minlength=4 * self.cfg.n_expert)
+            self.load += n.view(4, -1)[:3]
+        y = moe(flat, top, gate, self.w1, self.w2, lambda h: activation(h, self.cfg.act), self.mesh).view_as(xs)
+        if not self.mesh.sp:
+            y = gather_from(y, self.mesh.tp, 1, partial=False)
+        return self.shared(x) + y
+
+
+class Block(nn.Module):
+    def __init__(self, cfg, mesh, layer):
+        super().__init__()
+        self.norm1, self.attn = Norm(mesh, cfg.n_embd, mesh.sp), Attention(cfg, mesh)
+        self.norm2 = Norm(mesh, cfg.n_embd, mesh.sp)
+        self.mlp = MoE(cfg, mesh) if cfg.n_expert and layer >= cfg.dense_layers else MLP(cfg, mesh, cfg.ff)
+        self.attn.layer = layer
+
+    def forward(self, x, ctx):
+        x = x + self.attn(self.norm1(x), ctx)
+        return x + self.mlp(self.norm2(x), ctx)
+
+
+class Flow(nn.Module):
+    """
+    Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state).  loss and sample derive from denoise().
+    Residual MLP blocks with adaLN-zero (Peebles and Xie 2023). The part of the modulation that comes from the hidden state is computed once
+    per position, not once per draw.
+    """
+    def __init__(self, cfg, mesh, d):
+        super().__init__()
+        C, W, self.d, self.depth, self.mesh = cfg.n_embd, cfg.flow_width, d, cfg.flow_depth, mesh
+        zero = 0.0 if cfg.zero_init else 0.1
+        self.x_in = param(mesh, W, d, std=d ** -0.5)
+        self.t_in = param(mesh, 64, 64, std=64 ** -0.5)
+        self.mod_t = param(mesh, (3 * cfg.flow_depth + 2) * W, 64, std=zero)
+        self.mod_c = param(mesh, (3 * cfg.flow_depth + 2) * W, C, std=zero)
+        self.up = nn.ParameterList(param(mesh, W, W, tp=0, std=W ** -0.5) for _ in range(cfg.flow_depth))
+        self.down = nn.ParameterList(param(mesh, W, W, tp=1, std=W ** -0.5) for _ in range(cfg.flow_depth))
+        self.x_out = param(mesh, d, W, std=zero, kind='head')
+
+    def denoise(self, xt, t, c):
+        """xt (N, R, d) noisy payloads, t (N, R) times, c (N, 1, mod) from cond() -> (N, R, d) float32 estimate of x_1."""
+        freq = torch.exp(torch.arange(32, device=t.device, dtype=t.dtype) * (-math.log(1000.0) / 31)) * 1000
+        a = t[..., None] * freq
+        te = torch.cat((a.cos(), a.sin()), -1).to(self.t_in.dtype)               # (N, R, 64)
+        mod = c + F.linear(F.silu(F.linear(te, self.t_in)), self.mod_t)
+        mods = mod.chunk(3 * self.depth + 2, -1)
+        h = F.linear(xt.to(self.x_in.dtype), self.x_in)
+        for i in range(self.depth):
+            shift, scale, gate = mods[3 * i:3 * i + 3]
+            u = F.layer_norm(h, (h.shape[-1],)) * (1 + scale) + shift
+            u = F.linear(F.silu(F.linear(copy_to(u, self.mesh.tp), self.up[i])), self.down[i])
+            h = h + gate * reduce_from(u, self.mesh.tp)
+        h = F.layer_norm(h, (h.shape[-1],)) * (1 + mods[-1]) + mods[-2]
+        return F.linear(h, self.x_out).to(t.dtype)
+
+    def cond(self, h):
+        """h (N, C) hidden states -> (N, 1, mod)."""
+        return F.linear(F.silu(h), self.mod_c)[:, None]
+
+    def loss(self, h, x1, e, t, w):
+        """h (N, C), x1 (N, D), noise e (N, R, D), times t (N, R), weights w (N,) -> weighted sum, and the error of each position (N,), no gradient."""
+        x1, e = x1[:, None, :self.d], e[..., :self.d]
+        xt = t[..., None] * x1 + (1 - t[..., None]) * e
+        err = (self.denoise(xt, t, self.cond(h)) - x1).square().mean(-1)         # (N, R)
+        err = (err / (1 - t).clamp(min=0.05).square()).mean(-1)
+        return (w * err).sum(), err.detach()
+
+    @torch.no_grad()
+    def sample(self, h, e, steps=20, guide=1.0, h0=None):
+        """
+        h (N, C), noise e (N, D) already scaled -> payload (N, D), zeros past d. Euler steps of dx/dt = (x_1 - x_t) / (1 - t), so an oracle head
+        ends exactly at x_1.  guide > 1: x_1 = x_1(h0) + guide (x_1(h) - x_1(h0)), h0 the hidden states without the prompt.
+        """
+        x, c = e[:, None, :self.d], self.cond(h)
+        c0 = self.cond(h0) if h0 is not None and guide != 1 else None
+        for i in range(steps):
+            t = torch.full(x.shape[:2], i / steps, dtype=x.dtype, device=x.device)
+            x1 = self.denoise(x, t, c)
+            if c0 is not None:
+                x0 = self.denoise(x, t, c0)
+                x1 = x0 + guide * (x1 - x0)
+            x = x + (x1 - x) / (steps - i)
+        return F.pad(x[:, 0], (0, D - self.d))
+
+
+def fourier(rc):
+    """rc (N, 4): own and next (row, column) in [0, 1], -1: none -> (N, 4 (2 N_FREQ + 1)) absolute coordinate features, 0 where there is none."""
+    some = (rc >= 0).to(rc.dtype)[..., None]
+    a = rc[..., None] * (math.pi * 2.0 ** torch.arange(N_FREQ, device=rc.device, dtype=rc.dtype))
+    return (torch.cat((a.sin(), a.cos(), torch.ones_like(rc[..., None])), -1) * some).flatten(1)
+
+
+class Muse(nn.Module):
+    """
+    The model, or the stage of it that holds `layers` (global indices); the first stage embeds, the last has the heads.  Parameter names are global:
+    blocks.3 is layer 3 on whatever rank it lies.
+    """
+    def __init__(self, cfg, mesh=None, layers=None, seed=1337):
+        super().__init__()
+        self.cfg, self.mesh = cfg, (mesh := mesh or solo_mesh())
+        layers = range(cfg.n_layer) if layers is None else layers
+        self.first, self.last = layers.start == 0, layers.stop == cfg.n_layer
+        C = cfg.n_embd
+        if self.first or (self.last and cfg.tie):
+            self.wte = param(mesh, cfg.vocab_size, C, tp=0, std=C ** -0.5 if cfg.tie else 1.0, kind='embed', tied=cfg.tie)
+        if self.first:
+            if cfg.image:
+                self.image_in = param(mesh, C, D, std=D ** -0.5, partial=True)
+                self.coord_in = param(mesh, C, 4 * (2 * N_FREQ + 1), std=0.25, partial=True)
+            if cfg.audio:
+                self.audio_in = param(mesh, C, 128, std=128 ** -0.5, partial=True)
+        self.blocks = nn.ModuleDict({str(i): Block(cfg, mesh, i) for i in layers})
+        if self.last:
+            self.norm = Norm(mesh, C, mesh.sp)
+            if not cfg.tie:
+                self.head = param(mesh, cfg.vocab_size, C, tp=0, std=0.0 if cfg.zero_init else C ** -0.5, kind='head')
+            self.image_out = Flow(cfg, mesh, D) if cfg.image else None
+            self.audio_out = Flow(cfg, mesh, 128) if cfg.audio else None
+        init_params(self, seed)
+
+    # -------- the three steps of a forward pass
+
+    def embed(self, b):
+        """Batch -> (B, T, C), T-sliced under sp. Each tp rank adds its share of the payloads, the sum over tp makes it whole."""
+        mesh, cfg = self.mesh, self.cfg
+        x = embed_partial(b['ids'], self.wte, mesh)
+        flat = x.view(-1, x.shape[-1])
+        tp, r, dt = mesh.tp.size, mesh.tp.rank, x.dtype
+        if cfg.image:
+            flat = flat.index_add(0, b['xin_img_i'][r::tp], F.linear(b['xin_img'][r::tp].to(dt), self.image_in))
+            flat = flat.index_add(0, b['rc_i'][r::tp], F.linear(fourier(b['rc'][r::tp]).to(dt), self.coord_in))
+        if cfg.audio:
+            flat = flat.index_add(0, b['xin_aud_i'][r::tp], F.linear(b['xin_aud'][r::tp, :128].to(dt), self.audio_in))
+        return leave_tp(flat.view_as(x), mesh)
+
+    def context(self, b, dtype):
+        """What all blocks of a microbatch share: rotary angles, attention mask, kind of each position (for the experts' load)."""
+        hd = self.cfg.hd
+        freq = self.cfg.rope_base ** (-torch.arange(0, hd, 2, device=b['pos'].device, dtype=torch.float32) / hd)
+        angle = b['pos'][:, :, None, None].float() * freq                        # (B, T, 1, hd/2)
+        return {'cos': angle.cos().to(dtype), 'sin': angle.sin().to(dtype), 'mask': attention_mask(b['doc'], self.mesh, dtype), 'kind': b.get('kind')}
+
+    def losses(self, x, b):
+        """
+        Hidden states (B, T, C) -> {'loss': the sum to minimise, 'txt', 'img', 'aud': weighted sums, *_each: per position, no gradient}.
+        A modality without positions gives an exact 0, and its parameters zero gradients.
+        """
+        cfg, mesh = self.cfg, self.mesh
+        x = self.norm(x)
+        if mesh.sp:
+            x = gather_from(x, mesh.tp, 1, partial=False)
+        h = x.reshape(-1, x.shape[-1])
+        weight = self.wte if cfg.tie else self.head
+        out = {}
+        out['txt'], out['txt_each'] = linear_cross_entropy(copy_to(h[b['txt_i']], mesh.tp), weight, b['txt_y'], b['txt_w'], mesh, cfg.z_loss, cfg.softcap)
+        for kind, head in (('img', self.image_out), ('aud', self.audio_out)):
+            if head is not None:
+                out[kind], out[f'{kind}_each'] = head.loss(h[b[f'{kind}_i']], *(b[f'{kind}_{k}'] for k in 'yetw'))
+        out['loss'] = sum(out[k] for k in ('txt', 'img', 'aud') if k in out)
+        return out
+
+    def forward(self, b, x=None):
+        """Batch (and the hidden states from the stage before) -> losses on the last stage, else hidden states."""
+        x = self.embed(b) if self.first else x
+        ctx = self.context(b, x.dtype)
+        for block in self.blocks.values():
+            x = block(x, ctx)
+        return self.losses(x, b) if self.last else x
+
+    # -------- for generation: see sample.py
+
+    def hidden(self, b, ctx):
+        """As forward, but returns the normalised hidden states (B, T, C); ctx holds mask and cache."""
+        x = self.embed(b)
+        for block in self.blocks.values():
+            x = block(x, ctx)
+        return self.norm(x)
+
+    def logits(self, h):
+        """h (N, C) -> float32 logits (N, vocab)."""
+        y = F.linear(h, self.wte if self.cfg.tie else self.head).float()
+        return self.cfg.softcap * torch.tanh(y / self.cfg.softcap) if self.cfg.softcap else y
+
+
+def build(cfg, mesh, seed, chunks=1):
+    """The model chunks of this rank: chunk c of pipeline rank r is stage c * pp + r, the layers split so that embedding and heads count."""
+    per_layer = 12 * cfg.n_embd ** 2
+    heads = (cfg.vocab_size * cfg.n_embd + (cfg.image + cfg.audio) * 12 * cfg.flow_width ** 2) / per_layer
+    stages = split_layers(cfg.n_layer, mesh.pp.size * chunks, 0.1, min(heads, cfg.n_layer / mesh.pp.size))
+    return [Muse(cfg, mesh, range(*stages[c * mesh.pp.size + mesh.pp.rank]), seed) for c in range(chunks)]
+
+
+# ---------------------------------------------------------------- arithmetic on paper
+
+def count_params(cfg):
+    """Parameters by part, from the formulas; 'active' leaves out the experts that a token does not visit."""
+    C, L, W, kv = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd
+    n = 2 if cfg.act == 'swiglu' else 1
+    n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
+    flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
+    out = dict(embed=cfg.vocab_size * C + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
+               attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
+               mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
+               experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1) * C,
+               heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * flow(D) + cfg.audio * flow(128))
+    out['total'] = sum(out.values())
+    out['active'] = out['total'] - (n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff)
+    return out
+
+
+def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin_aud=0, rc=0):
+    """
+    Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks, `attended`
+    pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add.
+    """
+    p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
+    n = 2 if cfg.act == 'swiglu' else 1
+    n_moe = max(0, cfg.n_layer - cfg.dense_layers) if cfg.n_expert else 0
+    blocks = p['attention'] - cfg.n_layer * (cfg.hd if cfg.qk_norm else 0) + p['mlp'] + n_moe * cfg.top_k * (n + 1) * C * cfg.expert_ff
+    n_mod = (3 * cfg.flow_depth + 2) * W
+    flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
+    return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image + aud * flow(128) * cfg.audio
+                + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))

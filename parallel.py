@@ -1,0 +1,871 @@
+"""
+Every parallelism, by hand over torch.distributed: the mesh, the collectives, and the layers that are sharded.
+
+    data (dp)      rows of the batch                    context (cp)   chunks of the sequence, zigzag
+    tensor (tp)    heads, hidden units, vocabulary      sequence (sp)  the T-slices between the tensor-parallel regions
+    pipeline (pp)  layers                               expert (ep)    experts, over the same ranks as dp * cp * tp
+
+Rules that hold everywhere (DESIGN.md 3):
+  * The loss is a plain sum over this rank's positions of terms divided by a *global* count. All gradient reductions are SUM.
+  * A group of size 1 costs nothing: every collective on it is the identity. At world size 1 all layers are plain linears.
+  * Each parameter carries a Spec: its global shape, the slice held here, the groups over which its gradient is summed, its number
+    of copies in the world. Initialisation, gradient sync, norm, optimizer and checkpoint all read it, and nothing else.
+"""
+import hashlib, os, sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import accumulate
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+
+# ---------------------------------------------------------------- mesh
+
+@dataclass(frozen=True)
+class Group:
+    """Some ranks of the world in order, and where this rank stands among them."""
+    name: str
+    size: int = 1
+    rank: int = 0
+    ranks: tuple = (0,)
+    pg: object = None
+
+
+@dataclass
+class Mesh:
+    """ranks.view(pp, dp, cp, tp), tp fastest; experts see the same ranks as (pp, edp, ep). Made by make_mesh; passed, never global."""
+    pp: Group; dp: Group; cp: Group; tp: Group                     # noqa: E702
+    ep: Group; edp: Group; dpcp: Group; world: Group; stage: Group # noqa: E702   stage: all ranks that hold the same layers
+    sp: bool = False                                               # sequence parallel: T-slices over tp between the blocks' linears
+    kv: Group = field(default_factory=lambda: Group('kv'))         # the tp ranks that share a key/value head, if heads are fewer than tp
+    ends: Group = field(default_factory=lambda: Group('ends'))     # first and last stage, for tied embeddings
+    cp_mode: str = 'ring'                                          # ring | allgather | ulysses
+    queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here instead of computing it
+
+
+def solo_mesh():
+    """The mesh of one process."""
+    return Mesh(*(Group(n) for n in ('pp', 'dp', 'cp', 'tp', 'ep', 'edp', 'dpcp', 'world', 'stage')))
+
+
+def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0, shared_ff=0, flow_width=0, T, rows):
+    """Raises ValueError, one line with sizes that work, if this layout cannot run this model; otherwise returns dp (0: what is left of the world)."""
+    def divisors(n, most=world):
+        return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
+    if min(tp, pp, cp, ep) < 1 or dp < 0:
+        raise ValueError(f'dp={dp} tp={tp} pp={pp} cp={cp} ep={ep}: sizes are at least 1 (dp=0: what is left)')
+    if world % (tp * pp * cp) or dp * tp * pp * cp not in (0, world):
+        raise ValueError(f'dp={dp} * tp={tp} * pp={pp} * cp={cp} is not the number of processes, {world}: let the product be {world}, or leave dp=0')
+    dp = world // (tp * pp * cp)
+    for bad, say in (
+            (n_head % tp, f'tp={tp} does not divide n_head={n_head}: use tp of {divisors(n_head)}'),
+            (n_kv_head % tp and tp % n_kv_head, f'tp={tp} and n_kv_head={n_kv_head}: one must divide the other: use tp of {divisors(n_kv_head)}'),
+            (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp, f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
+             + ', '.join(str(i) for i in range(1, world + 1) if ff % i == 0 and flow_width % i == 0 and not (n_expert and shared_ff % i))),
+            (pp * v > n_layer, f'pp={pp} (times {v} chunks) exceeds n_layer={n_layer}: use pp up to {n_layer // v}'),
+            (ep > 1 and not n_expert, f'ep={ep} without experts: set n_expert, or ep=1'),
+            (n_expert and n_expert % ep, f'ep={ep} does not divide n_expert={n_expert}: use ep of {divisors(n_expert)}'),
+            ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
+            (cp > 1 and T % (2 * cp), f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
+            ((sp or n_expert) and T // cp % tp, f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
+            (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
+            (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
+            (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp), f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
+             f'({n_head // tp} and {max(1, n_kv_head // tp)} kv): use cp_mode=ring')):
+        if bad:
+            raise ValueError(say)
+    return dp
+
+
+def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_head=1 << 30, tie=False):
+    """The mesh of the running torch.distributed world (dp*tp*pp*cp ranks). Every rank makes every group, in the same order."""
+    world, me = dp * tp * pp * cp, dist.get_rank() if dist.is_initialized() else 0
+    grid = torch.arange(world).view(pp, dp, cp, tp)
+    experts = grid.view(pp, -1, ep)                                # (pp, edp, ep)
+    share = max(1, tp // n_kv_head)                                # tp ranks on one key/value head
+    lists = dict(pp=grid.permute(1, 2, 3, 0), dp=grid.permute(0, 2, 3, 1), cp=grid.permute(0, 1, 3, 2), tp=grid, ep=experts, edp=experts.transpose(1, 2),
+                 dpcp=grid.permute(0, 3, 1, 2).reshape(pp * tp, dp * cp), world=grid.view(1, -1), stage=grid.view(pp, -1), kv=grid.view(pp, dp, cp, tp // share, share),
+                 ends=grid[[0, -1]].permute(1, 2, 3, 0) if tie and pp > 1 else grid[..., None])
+    groups = {}
+    for name, ranks in lists.items():
+        groups[name] = Group(name)
+        for r in ranks.reshape(-1, ranks.shape[-1]).tolist():
+            if len(r) > 1:
+                pg = dist.new_group(r)
+                if me in r:
+                    groups[name] = Group(name, len(r), r.index(me), tuple(r), pg)
+    return Mesh(**groups, sp=sp and tp > 1, cp_mode=cp_mode)
+
+
+def start_world(device, minutes=10):
+    """Join the world that torchrun launched -> (rank, world, device of this rank); a single process is a world of one and joins nothing."""
+    world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    if device == 'cuda':
+        device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
+        torch.cuda.set_device(device)
+    if world > 1:                                                  # a restart must not meet the keys of the attempt before
+        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world, is_master=False, timeout=timedelta(minutes=minutes)) \
+            if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' else None
+        if store is None:
+            dist.init_process_group('nccl' if 'cuda' in device else 'gloo', rank=rank, world_size=world, timeout=timedelta(minutes=minutes))
+        else:
+            dist.init_process_group('nccl' if 'cuda' in device else 'gloo', rank=rank, world_size=world, timeout=timedelta(minutes=minutes),
+                                    store=dist.PrefixStore(f'attempt{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store))
+    return rank, world, device
+
+
+# ---------------------------------------------------------------- collectives
+
+COMM = Counter()   # (operation, group name) -> bytes that this rank sent, counted as a ring sends them
+
+
+def _count(op, g, nbytes):
+    COMM[op, g.name] += nbytes
+
+
+def all_reduce(x, g, op=dist.ReduceOp.SUM, async_op=False):
+    """x summed over g, in place. Counted as 2 (n-1)/n of its bytes."""
+    if g.size == 1:
+        return None if async_op else x
+    _count('all_reduce', g, 2 * (g.size - 1) * x.numel() * x.element_size() // g.size)
+    work = dist.all_reduce(x, op, group=g.pg, async_op=async_op)
+    return work if async_op else x
+
+
+def all_gather(x, g, dim=0):
+    """The slices of g side by side along dim. Sends (n-1)/n of the whole per rank."""
+    if g.size == 1:
+        return x
+    _count('all_gather', g, (g.size - 1) * x.numel() * x.element_size())
+    y = x.new_empty((g.size * x.shape[0], *x.shape[1:]))
+    dist.all_gather_single(y, x.contiguous(), group=g.pg)
+    return torch.cat(y.chunk(g.size), dim) if dim else y
+
+
+def reduce_scatter(x, g, dim=0):
+    """This rank's slice along dim of the sum over g. Sends (n-1)/n of the whole per rank."""
+    if g.size == 1:
+        return x
+    x = torch.cat(x.chunk(g.size, dim)) if dim else x.contiguous()            # the slices one after the other
+    _count('reduce_scatter', g, (g.size - 1) * x.numel() * x.element_size() // g.size)
+    y = x.new_empty((x.shape[0] // g.size, *x.shape[1:]))
+    dist.reduce_scatter_single(y, x, group=g.pg)
+    return y
+
+
+def all_to_all(x, g, out_splits, in_splits):
+    """Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r."""
+    if g.size == 1:
+        return x
+    row = x[0].numel() * x.element_size() if len(x) else 0
+    _count('all_to_all', g, (sum(in_splits) - in_splits[g.rank]) * row)
+    y = x.new_empty((sum(out_splits), *x.shape[1:]))
+    dist.all_to_all_single(y, x.contiguous(), out_splits, in_splits, group=g.pg)
+    return y
+
+
+def my_slice(x, g, dim):
+    """This rank's slice of x along dim, a view."""
+    return x if g.size == 1 else x.chunk(g.size, dim)[g.rank]
+
+
+class _Copy(torch.autograd.Function):
+    """forward: identity.  backward: all-reduce (a copy of the gradient: the residual branch still reads the original)."""
+    @staticmethod
+    def forward(ctx, x, g):
+        ctx.g = g
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return all_reduce(dy.clone(memory_format=torch.contiguous_format), ctx.g), None
+
+
+class _Reduce(torch.autograd.Function):
+    """forward: all-reduce.  backward: identity."""
+    @staticmethod
+    def forward(ctx, x, g):
+        return all_reduce(x.clone(memory_format=torch.contiguous_format), g)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy, None
+
+
+class _Gather(torch.autograd.Function):
+    """forward: all-gather along dim.  backward: reduce-scatter if what follows gives partial gradients, slice if it is replicated."""
+    @staticmethod
+    def forward(ctx, x, g, dim, partial):
+        ctx.args = g, dim, partial
+        return all_gather(x, g, dim)
+
+    @staticmethod
+    def backward(ctx, dy):
+        g, dim, partial = ctx.args
+        return (reduce_scatter(dy, g, dim) if partial else my_slice(dy, g, dim).contiguous()), None, None, None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    """forward: reduce-scatter along dim.  backward: all-gather."""
+    @staticmethod
+    def forward(ctx, x, g, dim):
+        ctx.args = g, dim
+        return reduce_scatter(x, g, dim)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return all_gather(dy, *ctx.args), None, None
+
+
+class _Split(torch.autograd.Function):
+    """forward: this rank's slice of a replicated tensor.  backward: all-gather."""
+    @staticmethod
+    def forward(ctx, x, g, dim):
+        ctx.args = g, dim
+        return my_slice(x, g, dim).contiguous()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return all_gather(dy, *ctx.args), None, None
+
+
+class _AllToAll(torch.autograd.Function):
+    """forward: all-to-all with uneven splits.  backward: the inverse all-to-all."""
+    @staticmethod
+    def forward(ctx, x, g, out_splits, in_splits):
+        ctx.args = g, in_splits, out_splits
+        return all_to_all(x, g, out_splits, in_splits)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return all_to_all(dy, *ctx.args), None, None, None
+
+
+def copy_to(x, g):
+    return x if g.size == 1 else _Copy.apply(x, g)
+
+
+def reduce_from(x, g):
+    return x if g.size == 1 else _Reduce.apply(x, g)
+
+
+def gather_from(x, g, dim, partial):
+    return x if g.size == 1 else _Gather.apply(x, g, dim, partial)
+
+
+def reduce_scatter_to(x, g, dim):
+    return x if g.size == 1 else _ReduceScatter.apply(x, g, dim)
+
+
+def split_to(x, g, dim):
+    return x if g.size == 1 else _Split.apply(x, g, dim)
+
+
+def exchange(x, g, out_splits, in_splits):
+    return x if g.size == 1 else _AllToAll.apply(x, g, out_splits, in_splits)
+
+
+# ---------------------------------------------------------------- parameters
+
+@dataclass
+class Spec:
+    """What a parameter is in the world. blocks: (offset, length) runs along `dim` of the global tensor, in the order they lie here."""
+    shape: tuple                      # global
+    dim: int = 0
+    blocks: tuple = ()                # () : the whole tensor
+    std: float = 0.02                 # of the initial normal distribution; 0: zeros; nan: ones
+    kind: str = 'matrix'              # matrix | embed | head | scalar: the optimizer's parameter groups
+    sums: tuple = ('dpcp',)           # groups over which its gradient is summed
+    copies: int = 1                   # ranks of the world that hold each of its elements
+    parts: tuple = ()                 # rows of separate matrices inside a fused one (global), e.g. q, k, v
+    name: str = ''
+
+    def local(self, full):
+        """This rank's slice of the global tensor (a copy when it is made of several runs)."""
+        if not self.blocks:
+            return full
+        runs = [full.narrow(self.dim, o, n) for o, n in self.blocks]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, self.dim)
+
+
+def param(mesh, *shape, tp=None, expert=False, parts=(), partial=False, kv=None, tied=False, **kw):
+    """
+    An empty parameter that holds this rank's slice, with its Spec.  tp: the dimension split over the tensor-parallel group (for fused
+    matrices each of `parts` is split alike).  expert: dimension 0 is split over ep.  partial: used on a T-slice or a part of the work, so its
+    gradient is summed over tp.  kv: number of key/value heads, if it may be smaller than tp.
+    tied: the embedding that is also the output head.
+    """
+    g, blocks, copies, dim = mesh.tp, (), mesh.dpcp.size * mesh.tp.size, tp or 0
+    sums = ('dpcp',) + (('tp',) if partial and g.size > 1 else ())
+    if expert:
+        n = shape[0] // mesh.ep.size
+        blocks = ((mesh.ep.rank * n, n),) if mesh.ep.size > 1 else ()
+        sums, copies = ('edp',), mesh.edp.size
+    elif tp is not None and g.size > 1:
+        runs, at, copies = [], 0, mesh.dpcp.size
+        for i, rows in enumerate(parts or (shape[tp],)):
+            if kv and kv < g.size:                      # fewer kv heads than tp: neighbours hold the same head
+                n = rows // kv
+                runs.append((at + g.rank * kv // g.size * n, n))
+            else:
+                n = -(-rows // g.size)                            # a vocabulary that does not divide leaves the last rank fewer rows
+                lo = min(g.rank * n, rows)
+                runs.append((at + lo, min(n, rows - lo)))
+            at += rows
+        blocks = tuple(runs)
+        if kv and kv < g.size:
+            sums, copies = ('dpcp', 'kv'), mesh.dpcp.size * mesh.kv.size
+    if tied and mesh.ends.size > 1:                               # held by the first and by the last stage
+        sums, copies = sums + ('ends',), copies * 2
+    local = list(shape)
+    if blocks:
+        local[dim] = sum(n for _, n in blocks)
+    p = nn.Parameter(torch.empty(local))
+    p.spec = Spec(tuple(shape), dim, blocks, sums=sums, copies=copies, parts=parts, **kw)
+    return p
+
+
+def init_params(module, seed):
+    """Each parameter drawn from hash(seed, global name) as a full float32 tensor, then sliced: weights never depend on the layout."""
+    for name, p in module.named_parameters():
+        p.spec.name, std = name, p.spec.std
+        if std != std or std == 0:
+            p.data.fill_(0 if std == 0 else 1)
+            continue
+        gen = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:7], 'little'))
+        p.data.copy_(p.spec.local(torch.randn(p.spec.shape, generator=gen) * std))
+
+
+# ---------------------------------------------------------------- layers
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T whose weight gradient is queued instead of computed (zero-bubble pipelines run it later, as W)."""
+    @staticmethod
+    def forward(ctx, x, w, queue):
+        ctx.save_for_backward(x, w)
+        ctx.queue = queue
+        return F.linear(x, w)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        ctx.queue.append((w, dy, x))
+        return dy @ w, None, None
+
+
+def linear(x, w, mesh):
+    """x (..., in) @ w (out, in)^T."""
+    return F.linear(x, w) if mesh.queue_dw is None else _Linear.apply(x, w, mesh.queue_dw)
+
+
+def enter_tp(x, mesh):
+    """Before the column-split linears of a block: x (B, T or T/tp, C) -> (B, T, C); the backward sums the partial gradients."""
+    return gather_from(x, mesh.tp, 1, partial=True) if mesh.sp else copy_to(x, mesh.tp)
+
+
+def leave_tp(x, mesh):
+    """After a row-split linear: partial sums (B, T, C) -> the sum (B, T or T/tp, C)."""
+    return reduce_scatter_to(x, mesh.tp, 1) if mesh.sp else reduce_from(x, mesh.tp)
+
+
+def embed_partial(ids, w, mesh):
+    """Vocabulary-parallel lookup: ids (B, T), w (V/tp, C) -> (B, T, C), rows of other ranks 0. Sum over tp with leave_tp."""
+    if mesh.tp.size == 1:
+        return F.embedding(ids, w)
+    first = w.spec.blocks[0][0]
+    mine = (ids >= first) & (ids < first + len(w))
+    return F.embedding((ids - first).clamp(0, len(w) - 1), w) * mine[..., None]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """
+    Sum of w (lse - logit[y]) + z w lse^2 over N positions, with logits = softcap(h W^T) in float32, in chunks: the logits of all positions
+    are never held. Vocabulary-parallel: only the maximum, the sum of exponentials and the target's logit cross the group.
+    forward also makes the gradients (the loss is a plain sum).  backward: scales them.  dh is partial over tp: copy_to before.
+    """
+    @staticmethod
+    def forward(ctx, h, weight, y, w, mesh, z_loss, softcap, chunk):
+        g = mesh.tp
+        first = weight.spec.blocks[0][0] if g.size > 1 else 0
+        grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        dh, dw = (torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))) if grad else (None, None)
+        out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
+        for a in range(0, len(h), chunk):
+            s = slice(a, a + chunk)
+            logits = F.linear(h[s], weight).to(out.dtype)
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            top = all_reduce(logits.amax(1), g, dist.ReduceOp.MAX)
+            e = (logits - top[:, None]).exp_()
+            at = y[s] - first
+            mine = (at >= 0) & (at < logits.shape[1])
+            at = at.clamp(0, logits.shape[1] - 1)[:, None]
+            part = all_reduce(torch.stack([e.sum(1), logits.gather(1, at)[:, 0] * mine]), g)
+            lse = part[0].log() + top
+            out[0, s], out[1, s] = lse - part[1], lse
+            if grad:
+                d = e.mul_(((1 + 2 * z_loss * lse) * w[s] / part[0])[:, None])
+                d.scatter_add_(1, at, (-w[s] * mine)[:, None].to(d.dtype))
+                if softcap:
+                    d *= 1 - (logits / softcap).square()
+                d = d.to(h.dtype)
+                torch.mm(d, weight, out=dh[s])
+                dw += d.t() @ h[s]
+        ctx.save_for_backward(dh, dw)
+        ctx.mark_non_differentiable(nll := out[0])
+        return (w * (out[0] + z_loss * out[1].square())).sum(), nll
+
+    @staticmethod
+    def backward(ctx, d, _):
+        dh, dw = ctx.saved_tensors
+        return dh * d.to(dh.dtype), (dw * d).to(dh.dtype), None, None, None, None, None, None
+
+
+def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4096):
+    """h (N, C), weight (V/tp, C), targets y (N,), weights w (N,) -> weighted sum (scalar, float32) and nll (N,) in nats, no gradient."""
+    return _LinearCrossEntropy.apply(h, weight, y, w, mesh, z_loss, softcap, chunk)
+
+
+# ---------------------------------------------------------------- attention
+
+def zigzag(T, cp, rank):
+    """Columns of a row that a context-parallel rank holds: of 2 cp chunks number `rank` and its mirror image, so that causal work is even."""
+    h = T // (2 * cp)
+    return torch.cat((torch.arange(rank * h, (rank + 1) * h), torch.arange(T - (rank + 1) * h, T - rank * h)))
+
+
+def _mask(doc, rows, cols, dtype):
+    """Additive (B, rows, cols): 0 where the key is not later and of the same document, else -inf (padding sees padding)."""
+    ok = (doc[:, rows, None] == doc[:, None, cols]) & (rows[:, None] >= cols)
+    return torch.zeros(ok.shape, dtype=dtype, device=doc.device).masked_fill_(~ok, float('-inf'))
+
+
+def attention_mask(doc, mesh, dtype):
+    """
+    doc (B, T), whole rows -> what attention() needs, once per microbatch: the mask (B, T, T), or with context parallelism by allgather (B, T/cp, T)
+    with keys in the order of the ranks, by ulysses (B, T, T) in that order, by ring a list with the mask of each step.
+    """
+    T, cp, dev = doc.shape[1], mesh.cp, doc.device
+    if cp.size == 1:
+        ok = (doc[:, :, None] == doc[:, None, :]).tril_()
+        return torch.zeros(ok.shape, dtype=dtype, device=dev).masked_fill_(~ok, float('-inf'))
+    mine = zigzag(T, cp.size, cp.rank).to(dev)
+    if mesh.cp_mode != 'ring':
+        every = torch.cat([zigzag(T, cp.size, r) for r in range(cp.size)]).to(dev)
+        return _mask(doc, mine if mesh.cp_mode == 'allgather' else every, every, dtype)
+    out = []
+    for s in range(cp.size):
+        theirs = zigzag(T, cp.size, (cp.rank - s) % cp.size).to(dev)
+        out.append(_mask(doc, *(x[sl] for x, sl in zip((mine, theirs), _ring_part(cp, s, len(mine)))), dtype))
+    return out
+
+
+def _ring_part(cp, s, n):
+    """At ring step s, of n local queries and n keys of rank (cp.rank - s): the slices between which anything can be attended."""
+    whole, first, second = slice(0, n), slice(0, n // 2), slice(n // 2, n)
+    if s == 0:
+        return whole, whole
+    return (whole, first) if (cp.rank - s) % cp.size < cp.rank else (second, whole)
+
+
+def attention(q, k, v, mask, scale, mesh):
+    """q (B, nh, T, hd), k and v (B, nkv, S, hd), mask of attention_mask() -> (B, nh, T, hd); T is T/cp with context parallelism."""
+    cp = mesh.cp
+    if cp.size == 1 or isinstance(mask, torch.Tensor) and mesh.cp_mode == 'ring':      # the latter: generation, which has whole rows
+        return _attend(q, k, v, mask, scale)
+    if mesh.cp_mode == 'ring':
+        return _Ring.apply(q, k, v, mask, scale, cp)
+    if mesh.cp_mode == 'allgather':                                # one all-gather of K and V; their gradients are partial sums
+        k, v = gather_from(torch.stack((k, v)), cp, 3, partial=True)
+        return _attend(q, k, v, mask, scale)
+    q, k, v = (_swap(x, cp, 1, 2) for x in (q, k, v))              # ulysses: heads for positions, (B, nh/cp, T, hd)
+    return _swap(_attend(q, k, v, mask, scale), cp, 2, 1)
+
+
+def _swap(x, g, give, take):
+    """All-to-all: dimension `give` is split over g, dimension `take` becomes whole."""
+    x = torch.stack(x.chunk(g.size, give))                         # (cp, ...): one piece for each rank
+    y = exchange(x, g, [1] * g.size, [1] * g.size)
+    return torch.cat(y.unbind(0), take)
+
+
+def _attend(q, k, v, mask, scale):
+    """Plain attention. On CPU explicit batched products: bf16 SDPA is slower there, forward and backward, by 2 to 4 times."""
+    B, nh, T, hd = q.shape
+    nkv, S = k.shape[1], k.shape[2]
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale, enable_gqa=nh != nkv)
+    m = mask[:, None, None].expand(B, nkv, nh // nkv, T, S).reshape(B * nkv, nh // nkv * T, S)
+    s = torch.baddbmm(m, q.reshape(B * nkv, nh // nkv * T, hd), k.reshape(B * nkv, S, hd).transpose(1, 2), alpha=scale)
+    return (s.softmax(-1) @ v.reshape(B * nkv, S, hd)).view(B, nh, T, hd)
+
+
+class _Ring(torch.autograd.Function):
+    """
+    Ring attention over zigzag chunks (Liu et al. 2023; the zigzag of Zhu 2024).
+    forward: K and V travel cp - 1 hops while each rank attends to the block it holds; partial outputs merge by their log-sum-exp in float32.
+    backward: K and V travel again; the gradients of a block are summed in float32 while it travels and come home with the last hop (cp - 1 hops: what a
+    rank adds to its own block never travels). The next block is on its way while the present one is computed on (two buffers, never written while read).
+    """
+    @staticmethod
+    def forward(ctx, q, k, v, masks, scale, g):
+        B, nh, T, hd = q.shape
+        nkv, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)
+        q5 = q.reshape(B, nkv, nh // nkv, T, hd)
+        out, lse = q5.new_zeros(q5.shape, dtype=wide), None
+        kv = torch.stack((k, v))                                   # (2, B, nkv, T, hd)
+        for s in range(g.size):
+            nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
+            rows, cols = _ring_part(g, s, T)
+            sc = _scores(q5[..., rows, :], kv[0][:, :, cols], masks[s], scale).to(wide)
+            l = sc.logsumexp(-1, keepdim=True)
+            o = (sc - l.clamp(min=-1e30)).exp().to(q.dtype) @ kv[1][:, :, None, cols]     # rows with nothing to attend: exp(-inf) = 0
+            if lse is None:
+                out, lse = o.to(wide), l
+            else:
+                old, both = lse[..., rows, :], torch.logaddexp(lse[..., rows, :], l)
+                out[..., rows, :] = out[..., rows, :] * (old - both).exp() + o.to(wide) * (l - both).exp()
+                lse[..., rows, :] = both
+            if wait:
+                wait()
+                kv = nxt
+        ctx.save_for_backward(q5, k, v, out, lse, *masks)
+        ctx.args = scale, g
+        return out.to(q.dtype).view(B, nh, T, hd)
+
+    @staticmethod
+    def backward(ctx, do):
+        q5, k, v, out, lse, *masks = ctx.saved_tensors
+        scale, g = ctx.args
+        T, wide = q5.shape[3], out.dtype
+        do = do.reshape(q5.shape)
+        delta = (do.to(wide) * out).sum(-1, keepdim=True)
+        dq, kv = torch.zeros_like(out), torch.stack((k, v))
+        own, dkv, home = None, None, None                          # gradients of this rank's block here; of the block it holds; on their way
+        for s in range(g.size):
+            nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
+            rows, cols = _ring_part(g, s, T)
+            qs, ks, vs, ds = q5[..., rows, :], kv[0][:, :, None, cols], kv[1][:, :, None, cols], do[..., rows, :]
+            p = (_scores(qs, kv[0][:, :, cols], masks[s], scale).to(wide) - lse[..., rows, :]).exp()
+            dsc = (p * ((ds @ vs.transpose(-1, -2)).to(wide) - delta[..., rows, :]) * scale).to(q5.dtype)
+            dq[..., rows, :] += (dsc @ ks).to(wide)
+            new = torch.zeros(kv.shape, dtype=wide, device=kv.device)
+            new[0][:, :, cols] = (dsc.transpose(-1, -2) @ qs).to(wide).sum(2)              # the queries of a group share a kv head
+            new[1][:, :, cols] = (p.to(q5.dtype).transpose(-1, -2) @ ds).to(wide).sum(2)
+            if s == 0:
+                own = new
+            else:
+                if home:
+                    home()                                         # what was summed so far on the ranks behind
+                    new += dkv_in
+                dkv_in, home = _hop(new, g)
+            if wait:
+                wait()
+                kv = nxt
+        home()
+        own += dkv_in
+        return dq.to(q5.dtype).flatten(1, 2), own[0].to(k.dtype), own[1].to(v.dtype), None, None, None
+
+
+def _scores(q5, k, mask, scale):
+    """q5 (B, nkv, rep, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, rep, T, S)."""
+    return (q5 * scale) @ k[:, :, None].transpose(-1, -2) + mask[:, None, None]
+
+
+def _hop(x, g):
+    """Send x to the next rank of the ring while the previous one's comes: (buffer, wait)."""
+    _count('p2p', g, x.numel() * x.element_size())
+    x, buf = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    work = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, g.ranks[(g.rank + 1) % g.size], g.pg), dist.P2POp(dist.irecv, buf, g.ranks[g.rank - 1], g.pg)])
+
+    def wait(keep=x):
+        for w in work:
+            w.wait()
+    return buf, wait
+
+
+# ---------------------------------------------------------------- experts
+
+def expert_mlp(x, counts, w1, w2, act):
+    """x (N, C) sorted by expert, counts per local expert (host ints), w1 (E, F, C), w2 (E, C, F) -> (N, C). A loop; unused experts get zero gradients."""
+    return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts))])
+
+
+def moe(x, top, weight, w1, w2, act, mesh):
+    """
+    Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C).
+    Sort by expert, exchange counts, all-to-all, local experts, the inverse, weighted sum.
+    """
+    N, k = top.shape
+    ep, n_local = mesh.ep, w1.shape[0]
+    order = top.flatten().argsort(stable=True)                              # by expert, hence by owner
+    sent = torch.bincount(top.flatten(), minlength=n_local * ep.size).view(ep.size, n_local)
+    xs = x[order // k]
+    if ep.size == 1:
+        y = expert_mlp(xs, sent[0].tolist(), w1, w2, act)
+    else:
+        got = torch.empty_like(sent)                                        # (from rank, my expert)
+        dist.all_to_all_single(got, sent, group=ep.pg)
+        ins, outs = sent.sum(1).tolist(), got.sum(1).tolist()
+        xr = exchange(xs, ep, outs, ins)                                    # by source, then by expert
+        by_expert = torch.arange(n_local, device=x.device).repeat(ep.size).repeat_interleave(got.flatten()).argsort(stable=True)
+        yr = expert_mlp(xr[by_expert], got.sum(0).tolist(), w1, w2, act)
+        y = exchange(torch.zeros_like(yr).index_copy(0, by_expert, yr), ep, ins, outs)
+    y = torch.zeros_like(y).index_copy(0, order, y).view(N, k, -1)          # back to token order: a gather, no atomics, the same sum order
+    return (y * weight[..., None].to(y.dtype)).sum(1)
+
+
+# ---------------------------------------------------------------- pipeline
+
+# Pipeline schedules, pure Python. A schedule is one list of actions (kind, chunk, mb) per rank; chunk c of rank r is
+# global stage c * pp + r. SEND and RECV post and return; F, B and BW wait for the request of their own RECV.
+#   F  forward       B  gradient of the stage's input       W  gradient of its weights       BW  both, in one action
+#   SEND_F  isend the output of F(chunk, mb) to rank + 1    RECV_F  irecv the input of F(chunk, mb) from rank - 1
+#   SEND_B  isend the input gradient of B to rank - 1       RECV_B  irecv the output gradient of B from rank + 1
+# Ranks wrap around: chunk c of the last feeds chunk c + 1 of rank 0; with pp=1 stages hand over in place, unsent. ZB-H1
+# alone splits B from W. The others have BW, not B next to W: one plain autograd call, whose input gradient leaves when
+# all of it is done, as their bubble formulas say.
+SCHEDULES = ('gpipe', '1f1b', 'interleaved', 'zbh1')
+STEP = {'SEND_F': 1, 'RECV_F': -1, 'SEND_B': -1, 'RECV_B': 1}      # peer = (rank + step) % pp
+
+def schedule(name, pp, m, v=1):
+    """Lists of compute actions, one per rank, for m microbatches; ValueError, one line, for sizes that cannot work.
+    gpipe: all forwards, then all backwards (GPipe, Huang et al. 2019). 1f1b: PipeDream-Flush (Narayanan et al. 2021).
+    interleaved: v chunks per rank, microbatches in groups of pp (Megatron-LM, Narayanan et al. 2021). zbh1: 1F1B where
+    rank r runs W r microbatches behind B, so that late W fill the drain (Zero Bubble, Qi et al. 2023)."""
+    if name not in SCHEDULES:
+        raise ValueError(f'schedule {name!r} is not known: take one of {", ".join(SCHEDULES)}')
+    if min(pp, m, v) < 1 or (name == 'interleaved') != (v > 1):
+        raise ValueError(f'{name} with pp={pp}, m={m}, v={v}: all are at least 1, v >= 2 for interleaved, else v=1')
+    if name == 'interleaved' and m % pp:
+        raise ValueError(f'interleaved with m={m}, pp={pp}: m must be a multiple of pp, such as {m - m % pp + pp}')
+    lists, split, n = [], name == 'zbh1', m * v
+    order = [(k // pp % v, k // (pp * v) * pp + k % pp) for k in range(n)]                  # k-th forward: (chunk, mb)
+    for rank in range(pp):
+        ahead = {'gpipe': n, 'interleaved': 2 * (pp - 1 - rank) + (v - 1) * pp}.get(name, pp - 1 - rank)
+        todo = [('F', *x) for x in order[:ahead]]                                           # warm-up
+        for k, (c, mb) in enumerate(order):                                                 # steady state, then drain
+            todo += [('F', *x) for x in order[ahead + k:ahead + k + 1]] + [('B' if split else 'BW', v - 1 - c, mb)]
+            todo += [('W', 0, mb - rank)] if split and mb >= rank else []
+        lists.append(todo + [('W', 0, mb) for mb in range(max(m - rank, 0), m) if split])
+    return lists
+
+def bubble_theory(name, pp, m, v=1, F=1, B=1, W=1):
+    """Idle time of each rank, stages even, messages free. F, B, W: time of one microbatch on one rank, all its chunks.
+    ZB-H1: (pp-1)(F+B-W) for W <= B, m >= pp, as in the paper; exact where W <= F and W <= B, else at least this."""
+    zb = (pp - 1) * F + max(0, (pp - 1) * B - (min(pp, m) - 1) * W)
+    return zb if name == 'zbh1' else (pp - 1) * (F + B + W) / v
+
+def message(act, rank, pp):
+    """A SEND or RECV of a rank -> source rank, destination rank, whose output it is: (F or B, global stage, mb)."""
+    kind, c, mb = act
+    peer, stage = (rank + STEP[kind]) % pp, c * pp + rank
+    return (rank, peer, (kind[-1], stage, mb)) if kind[0] == 'S' else (peer, rank, (kind[-1], stage + STEP[kind], mb))
+
+def add_messages(lists, m, v=1):
+    """The lists with SEND and RECV put in. All messages have one global order, that of their making at unit times; each
+    rank posts its own in that order, a SEND right after what makes it, a RECV as early as the order lets. So a directed
+    link matches in order, also where chunks and directions share a pair of ranks (pp=2), and as every wait points back
+    in one order, the backend may even move a rank's messages one at a time (NCCL: a stream per communicator)."""
+    pp, wired = len(lists), []
+    made = {(kind[0], c * pp + rank, mb): (end, c * pp + rank, kind, mb) for rank, row in
+            enumerate(simulate(lists, m, v, messages=False)['timeline']) for kind, c, mb, _, end in row}
+    for rank, todo in enumerate(lists):
+        posts, out = [(kind, c, mb) for kind, step in STEP.items() for c in range(v) for mb in range(m)
+                      if pp > 1 and 0 <= c * pp + rank + step < pp * v], []
+        posts.sort(key=lambda act: made[message(act, rank, pp)[2]])
+        for kind, c, mb in [('', 0, 0)] + todo:
+            out.append((kind, c, mb))
+            while posts and (posts[0][0][:4] == 'RECV' or posts[0] == (f'SEND_{kind[:1]}', c, mb)):
+                out.append(posts.pop(0))
+        wired.append(out[1:])
+    return wired
+
+def simulate(lists, m, v=1, F=1, B=1, W=1, comm=0, scale=None, serial=False, messages=True):
+    """Runs the lists on paper; ValueError, one line, unless each rank has each F, B, W and message exactly once, each
+    link receives in the order in which it sends, and nothing deadlocks. F, B, W: time of one microbatch on one rank (a
+    chunk takes 1/v), times scale(kind, stage, mb). comm: time of a message; it moves once both sides have posted it and
+    the one before it on its directed link is there (serial: the one before it on either rank, the strictest backend).
+    messages=False: lists as schedule() makes them. Returns makespan; per rank: idle, peak (live activations: microbatch
+    chunks from F to W, or BW; a split B frees none), timeline [(kind, chunk, mb, start, end)]."""
+    pp, last = len(lists), len(lists) * v - 1
+    for rank, todo in enumerate(lists):
+        must = Counter((kind, c, mb) for kind in ('F', 'B', 'W', *(STEP if messages and pp > 1 else ()))
+                       for c in range(v) for mb in range(m) if 0 <= c * pp + rank + STEP.get(kind, 0) <= last)
+        have = Counter((k, c, mb) for kind, c, mb in todo for k in (kind if kind == 'BW' else [kind]))
+        for act in have | must:
+            if have[act] != must[act]:
+                raise ValueError(f'rank {rank}: {act} is there {have[act]} times, it must be {must[act]}')
+    cost = {'F': F / v, 'B': B / v, 'W': W / v, 'BW': (B + W) / v}
+    now, at, timeline, known = [0] * pp, [0] * pp, [[] for _ in lists], [{} for _ in lists]
+    queue, free, moved = defaultdict(list), defaultdict(int), True     # (rank, link) -> posts in line; free since when
+    while moved:
+        moved = False
+        for rank, todo in enumerate(lists):
+            for kind, c, mb in todo[at[rank]:]:
+                stage = c * pp + rank
+                if kind in STEP:
+                    a, b, msg = message((kind, c, mb), rank, pp)
+                    if rank == a and msg not in known[rank]:
+                        break
+                    queue[rank, 0 if serial else (a, b)].append((msg, a + b - rank, now[rank]))
+                else:
+                    need = {'F': [('F', stage - 1, mb)], 'W': [('B', stage, mb)]}
+                    need = [x for x in need.get(kind, [('F', stage, mb), ('B', stage + 1, mb)]) if 0 <= x[1] <= last]
+                    if any(x not in known[rank] for x in need):
+                        break
+                    start = max([now[rank]] + [known[rank][x] for x in need])
+                    now[rank] = start + cost[kind] * (scale(kind, stage, mb) if scale else 1)
+                    for places in [known[rank]] if messages else known:
+                        places[kind[0], stage, mb] = now[rank]
+                    timeline[rank].append((kind, c, mb, start, now[rank]))
+                at[rank], moved = at[rank] + 1, True
+        for (rank, link), mine in list(queue.items()):         # a message moves when it is first in line on both sides
+            while mine and (theirs := queue[mine[0][1], link]) and (mine[0][0] == theirs[0][0] or not serial):
+                (msg, peer, t), (other, _, u), moved = mine.pop(0), theirs.pop(0), True
+                if msg != other:
+                    raise ValueError(f'link {link}: rank {rank} posts {msg} where rank {peer} posts {other}')
+                free[rank, link] = free[peer, link] = max(t, u, free[rank, link], free[peer, link]) + comm
+                for places in known[rank], known[peer]:                    # where it was made it is known already
+                    places.setdefault(msg, free[rank, link])
+    if stuck := [f'rank {rank} at {todo[at[rank]]}' for rank, todo in enumerate(lists) if at[rank] < len(todo)]:
+        raise ValueError('deadlock: ' + ', '.join(stuck))
+    idle = [max(now) - sum(end - start for *_, start, end in row) for row in timeline]
+    peak = [max(accumulate({'F': 1, 'B': 0}.get(kind, -1) for kind, *_ in row)) for row in timeline]
+    return dict(makespan=max(now), idle=idle, peak=peak, timeline=timeline)
+
+def chart(ran):
+    """simulate's result as text, a line per rank: F3, B3, W3 of microbatch 3 (v > 1: chunk a, b, ...), - on, . idle."""
+    acts, lines = [act for row in ran['timeline'] for act in row], []
+    unit, chunks = min(end - start for *_, start, end in acts), max(c for _, c, *_ in acts)
+    width = len(f'F{max(mb for _, _, mb, *_ in acts)}') + (chunks > 0)
+    for rank, row in enumerate(ran['timeline']):
+        cells = [f'rank {rank:<2}']
+        for kind, c, mb, start, end in row:
+            a, b, name = int(start / unit + .5), int(end / unit + .5), f'{kind[0]}{mb}' + chr(97 + c) * (chunks > 0)
+            cells += ['.' * width] * (a + 1 - len(cells)) + [name.ljust(width)] + ['-' * width] * (b - a - 1)
+        lines.append(' '.join(cells))
+    return '\n'.join(lines)
+
+def split_layers(n_layer, stages, embed_cost=0, head_cost=0):
+    """[(start, stop)] of every stage's layers, at least one each, so that the largest stage cost is the least possible.
+    Costs in layers: the first stage has the embedding's on top, the last the heads'. ValueError: too few layers."""
+    if not 1 <= stages <= n_layer:
+        raise ValueError(f'{n_layer} layers over {stages} stages (pp * v): each needs one, 1 to {n_layer} stages work')
+    best = {0: (0, 0, [])}                       # layers placed -> largest cost, sum of squares (breaks ties), ranges
+    for s in range(stages):
+        extra = embed_cost * (s == 0) + head_cost * (s == stages - 1)
+        best = {stop: min((max(top, stop - a + extra), total + (stop - a + extra) ** 2, ranges + [(a, stop)])
+                          for a, (top, total, ranges) in best.items() if a < stop)
+                for stop in range(s + 1, n_layer - stages + s + 2)}
+    return best[n_layer][2]
+
+def schedule_command(argv):
+    """python parallel.py schedule --name=1f1b --pp=4 --m=8 --v=1: prints chart, idle time and theory, live activations.
+    F, B, W, comm as in simulate; layers > 0: stages take time as their layers, with embed and head on top, do."""
+    k = dict(name='1f1b', pp=4, m=8, v=1, F=1.0, B=1.0, W=1.0, comm=0.0, layers=0, embed=0.0, head=0.0)
+    try:
+        for arg in argv:
+            key, _, value = arg.removeprefix('--').partition('=')
+            if key not in k or f'--{key}={value}' != arg:
+                raise ValueError(f'{arg} is not known, take ' + ' '.join(f'--{x}={y}' for x, y in k.items()))
+            k[key] = type(k[key])(value)
+        name, pp, m, v, *times, comm, layers, embed, head = k.values()
+        if not all(.001 <= x <= 1000 for x in times) or not all(0 <= x <= 1000 for x in (comm, layers, embed, head)):
+            raise ValueError('F, B, W must be .001 to 1000, comm, layers, embed, head 0 to 1000')
+        lists, costs = add_messages(schedule(name, pp, m, v), m, v), [1] * pp * v
+        if layers:
+            costs = [stop - start for start, stop in split_layers(layers, pp * v, embed, head)]
+            print('layers per stage:', *costs)
+            costs[0] += embed
+            costs[-1] += head
+        ran = simulate(lists, m, v, *times, comm, lambda kind, stage, mb: costs[stage] / sum(costs) * len(costs))
+    except ValueError as e:
+        raise SystemExit(f'schedule {" ".join(argv)}: {e}')
+    print(chart(ran) + f'\nmakespan {ran["makespan"]:.6g} | idle per rank ' + ' '.join(f'{x:.6g}' for x in ran['idle'])
+          + f' ({sum(ran["idle"]) / pp / ran["makespan"]:.1%}), in theory {bubble_theory(name, pp, m, v, *times):.6g}'
+          + ' | peak live activations per rank ' + ' '.join(map(str, ran['peak'])) + ' microbatch-chunks')
+
+
+def run_pipeline(todo, models, micros, mesh, shape, dtype, device):
+    """
+    The interpreter: runs this rank's actions (a list of add_messages(schedule(...))) over its model chunks and the microbatches; hidden states of
+    `shape` (B, T/cp, C) travel. Returns the losses of every microbatch that this rank's last chunk made, [] elsewhere. Gradients are left where the
+    optimizer's hooks put them; under zbh1 the weight gradients of a B wait in mesh.queue_dw until their W.
+    """
+    g, last = mesh.pp, mesh.pp.size * len(models) - 1
+    x, y, dy, queue, waits, losses, sent = {}, {}, {}, {}, {}, [], []
+    split = any(kind == 'W' for kind, *_ in todo)
+    for kind, c, mb in todo:
+        stage, key = c * g.size + g.rank, (c, mb)
+        if kind[:4] == 'RECV':
+            buf = torch.empty(shape, dtype=dtype, device=device)
+            (x if kind == 'RECV_F' else dy)[key] = buf
+            waits[kind[-1], c, mb] = dist.irecv(buf, g.ranks[(g.rank + STEP[kind]) % g.size], group=g.pg)
+        elif kind[:4] == 'SEND':
+            out = (y[key] if kind == 'SEND_F' else x.pop(key).grad).detach().contiguous()
+            _count('p2p', g, out.numel() * out.element_size())
+            sent.append((dist.isend(out, g.ranks[(g.rank + STEP[kind]) % g.size], group=g.pg), out))
+        elif kind == 'F':
+            if ('F', c, mb) in waits:
+                waits.pop(('F', c, mb)).wait()
+            if stage:
+                x[key] = (x[key] if key in x else y[c - 1, mb].detach()).requires_grad_()
+            mesh.queue_dw = queue.setdefault(key, []) if split else None
+            y[key] = models[c](micros[mb], x.get(key))
+            mesh.queue_dw = None
+            if stage == last:
+                losses.append({k: t.detach() for k, t in y[key].items()})
+                y[key] = y[key]['loss']
+        elif kind == 'W':
+            for w, d, a in queue.pop(key):
+                dw = d.flatten(0, -2).t() @ a.flatten(0, -2)
+                w.grad = dw if w.grad is None else w.grad + dw
+                if hasattr(w, 'ready'):
+                    w.ready(w)                                     # the gradient hook that autograd would have called
+        else:                                                      # B, BW
+            if ('B', c, mb) in waits:
+                waits.pop(('B', c, mb)).wait()
+            grad = None if stage == last else dy.pop(key) if key in dy else x.pop((c + 1, mb)).grad
+            torch.autograd.backward(y.pop(key), grad)
+    for work, _ in sent:
+        work.wait()
+    return losses
+
+
+def forward_backward(models, micros, mesh, todo=None, shape=None, dtype=None, device='cpu'):
+    """All microbatches of a step through this rank's model chunks -> the losses of each, detached (on the last stage; elsewhere [])."""
+    if mesh.pp.size > 1:
+        return run_pipeline(todo, models, micros, mesh, shape, dtype, device)
+    out = []
+    for b in micros:
+        o = models[0](b)
+        o['loss'].backward()
+        out.append({k: t.detach() for k, t in o.items()})
+    return out
+
+
+@torch.no_grad()
+def forward_only(models, b, mesh, shape, dtype, device):
+    """One batch (B, T/cp) through all stages in turn -> its losses on the last stage, {} elsewhere. For evaluation."""
+    g, shape = mesh.pp, (shape[0], shape[1] // (mesh.tp.size if mesh.sp else 1), shape[2])
+    out = {}
+    for c, model in enumerate(models):
+        x = None
+        if not model.first:
+            x = out if g.size == 1 else torch.empty(shape, dtype=dtype, device=device)
+            if g.size > 1:
+                dist.recv(x, g.ranks[g.rank - 1], group=g.pg)
+        out = model(b, x)
+        if not model.last and g.size > 1:
+            dist.send(out.contiguous(), g.ranks[(g.rank + 1) % g.size], group=g.pg)
+    return out if models[-1].last else {}
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['schedule']:
+        schedule_command(sys.argv[2:])
+    else:
+        sys.exit('usage: python parallel.py schedule [--name=1f1b --pp=4 --m=8 --v=1 ...]')

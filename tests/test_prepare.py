@@ -1,0 +1,468 @@
+"""
+data/{shakespeare,emoji,speech}: what ends up in which split, what is left out, and what an interruption leaves behind.
+Nothing is fetched: folders of a few files are made here. Tests on the real packages run where they were fetched before.
+"""
+import json
+import re
+import runpy
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.emoji.prepare as emoji
+import data.emoji.task as emoji_task
+import data.shakespeare.prepare as shakespeare
+import data.source as source
+import data.speech.prepare as speech
+import data.speech.task as speech_task
+from data.codec import Codec
+from data.loader import open_shards
+from data.media import BadInput, mel, save_wav, unpatchify
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared' / 'data'
+
+def prepare(name, *flags):
+    """Runs data/NAME/prepare.py in this process, as the command line would -> exit status."""
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = [f'data/{name}/prepare.py', *flags]
+    try:
+        runpy.run_path(str(ROOT / 'data' / name / 'prepare.py'), run_name='__main__')
+        return 0
+    except SystemExit as e:
+        return e.code
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+
+def read(folder, split, codec):
+    """Shards -> list of dict(text: ids as text without payload, w, frames, images [uint8 (8h, 8w, 3)])."""
+    s, docs = open_shards(folder, split, codec), []
+    for (i, p, f), (j, q, g) in zip(s['doc'], s['doc'][1:]):
+        ids, patches, images = s['ids'][i:j].tolist(), s['patch'][p:q], []
+        for k in (k for k, v in enumerate(ids) if v == codec.sp['boi']):
+            h, w = (v - codec.loc0 for v in ids[k + 1:k + 3])
+            images.append(unpatchify(patches[:h * w], h, w))
+            patches = patches[h * w:]
+        text = codec.untext(ids).replace('<img>', '').replace('<aud>', '')
+        docs.append(dict(text=text, w=s['w'][i:j], frames=s['frame'][f:g], images=images))
+    return docs
+
+def answer(doc):
+    return re.search('assistant>(.*)<eot>', doc['text'])[1]
+
+def picture(k, side=40):
+    """k -> a PIL picture that differs from all others."""
+    a = np.zeros((side, side, 3), np.uint8)
+    a[:, :, k % 3], a[k % side, :, (k + 1) % 3], a[:, k // side, 2] = 40 + 5 * k % 200, 255, 99
+    return Image.fromarray(a)
+
+def pictures(folder, captions):
+    """Writes captions.tsv and a picture for each caption."""
+    folder.mkdir()
+    for k in range(len(captions)):
+        picture(k).save(folder / f'{k}.png')
+    (folder / 'captions.tsv').write_text(''.join(f'{k}.png\t{c}\n' for k, c in enumerate(captions)))
+    return folder
+
+def wav(seed, seconds=.3):
+    return (np.random.default_rng(seed).normal(0, .1, int(8000 * seconds)) * 32768).clip(-30000, 30000).astype(np.int16)
+
+# -----------------------------------------------------------------------------
+# shakespeare
+
+def nanogpt_split(text, tmp_path, capsys):
+    (tmp_path / 'in.txt').write_text(text)
+    assert prepare('shakespeare', f'--input={tmp_path}/in.txt', f'--out={tmp_path}/shards') == 0
+    n = len(text)
+    for split, part in (('train', text[:int(n * 0.9)]), ('val', text[int(n * 0.9):])):
+        s = open_shards(tmp_path / 'shards', split, Codec())
+        assert bytes(s['ids'].tolist()).decode() == part            # bytes: no <eot>, nothing else
+        assert len(s['doc']) == 2 and s['w'].all()                  # one document, all learned
+    assert f'{int(n * .9):,} characters to train, {n - int(n * 0.9):,} held out' in capsys.readouterr().out
+
+def test_input_is_cut_as_nanogpt_cuts_it(tmp_path, capsys):
+    nanogpt_split(''.join(chr(32 + i * 7 % 90) + 'é\n'[i % 9 == 0] for i in range(1003)), tmp_path, capsys)
+
+def test_tinyshakespeare_is_cut_as_nanogpt_cuts_it(tmp_path, capsys):
+    if not (SHARED / 'tinyshakespeare.txt').exists():
+        pytest.skip('no ../shared/data/tinyshakespeare.txt')
+    text = (SHARED / 'tinyshakespeare.txt').read_text()
+    nanogpt_split(text, tmp_path, capsys)
+    assert len(open_shards(tmp_path / 'shards', 'train', Codec())['ids']) == 1003854        # as nanoGPT prints
+
+def test_plays_are_not_torn():
+    plays = ['a' * 40, 'b' * 45, 'c' * 20]
+    assert shakespeare.cut(plays, .1, whole=True) == (plays[:2], plays[2:])
+    assert shakespeare.cut(plays, .6, whole=True) == (plays[:1], plays[1:])
+    with pytest.raises(BadInput, match='split=1'):
+        shakespeare.cut(plays, 1.0, whole=True)
+
+def test_long_text_becomes_pieces_with_nothing_lost(monkeypatch):
+    monkeypatch.setattr(shakespeare, 'PIECE', 10)
+    train, val = shakespeare.cut(['0123456789' * 3 + 'x'], .1, whole=False)
+    assert train == ['0123456789', '0123456789', '0123456'] and val == ['789x']
+
+def test_markdown_becomes_plain():
+    play = '# Hamlet\n\n## ACT I\n\n_Enter GHOST_\n\n**HAMLET**  \n_\\[Aside]_  \nMore than kin,  \nand less.\n'
+    text = 'Hamlet\n\nACT I\n\nEnter GHOST\n\nHAMLET:\n[Aside]\nMore than kin,\nand less.\n'
+    assert shakespeare.plain(play) == text
+
+@pytest.mark.parametrize('data, says', [
+    (b'', 'empty file'), (b'ab\0c', 'NUL'), (b'caf\xe9 au lait', 'not UTF-8'), (None, 'No such file')])
+def test_bad_text_is_one_line(tmp_path, capsys, data, says):
+    if data is not None:
+        (tmp_path / 'in.txt').write_bytes(data)
+    assert prepare('shakespeare', f'--input={tmp_path}/in.txt', f'--out={tmp_path}/shards') == 2
+    err = capsys.readouterr().err
+    assert says in err and 'in.txt' in err and err.count('\n') == 1 and not (tmp_path / 'shards').exists()
+
+def test_bpe_is_learned_from_the_training_part(tmp_path):
+    for f in [ROOT / 'configurator.py', *ROOT.glob('data/*.py'), ROOT / 'data/shakespeare/prepare.py']:
+        copy = tmp_path / f.relative_to(ROOT)                       # the merges go beside codec.py
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, copy)
+    (tmp_path / 'in.txt').write_text('the cat and the dog and the hat ' * 30 + 'zqzqzqzq' * 12)
+    run = [sys.executable, tmp_path / 'data/shakespeare/prepare.py', f'--input={tmp_path}/in.txt', '--tokenizer=bpe:9']
+    assert subprocess.run(run, capture_output=True, text=True).returncode == 0
+    codec = Codec('bpe:9', dir=tmp_path / 'data')
+    s = open_shards(tmp_path / 'data/shakespeare/shards-bpe_9', 'val', codec)
+    assert codec.untext(s['ids']).endswith('zqzq') and len(codec.text('zqzq')) == 4 and len(codec.text(' the')) < 4
+
+def test_the_wheel(tmp_path):
+    if not shakespeare.CACHE.exists():
+        pytest.skip(f'{shakespeare.CACHE.name} was not fetched: python data/shakespeare/prepare.py does it')
+    plays = shakespeare.plays()
+    assert len(plays) == 38 and sum(map(len, plays)) == 4987655 and not re.search(r'[*_\\#]|  $', ''.join(plays))
+    train, val = shakespeare.cut(plays, .1, whole=True)
+    assert .08 < sum(map(len, val)) / 4987655 < .12 and not set(train) & set(val)
+
+# -----------------------------------------------------------------------------
+# splits
+
+def test_families_stay_together():
+    names = [n for k in range(30) for n in (f'thing {k}', f'thing {k} tone 1', f'thing {k} tone 5')]
+    turbans = ['woman with turban', 'man with turban: medium-dark skin tone']
+    names += turbans + ['man dancing', 'dancer tone 2', 'prince', 'princess']
+    names += [f'bridge {k}' for k in range(10)]
+    items = [dict(name=n, keys={emoji.base(n)}) for n in names]
+    for k, it in enumerate(items[-10:]):
+        it['keys'] |= {('picture', k), ('picture', k + 1)}          # a chain: each shares one with the next
+    train, val = source.divide(items, .1, 0)
+    assert len(train) + len(val) == len(names) and 10 <= len(val) <= 20
+    for seed in range(20):
+        train, val = ({i['family'] for i in part} for part in source.divide(items, .3, seed))
+        assert not train & val
+    number = {i['name']: i['family'] for i in items}
+    assert number['man dancing'] == number['dancer tone 2'] and number['prince'] == number['princess']
+    assert number[turbans[0]] == number[turbans[1]]
+    assert len({number[f'bridge {k}'] for k in range(10)}) == 1 and len({number[f'thing {k}'] for k in range(30)}) == 30
+    again = source.divide(items[::-1], .1, 0)[1]                    # the order of a folder does not matter
+    assert {i['name'] for i in again} == {i['name'] for i in source.divide(items, .1, 0)[1]}
+    with pytest.raises(BadInput, match='1 families'):
+        source.divide(items[:3], .1, 0)
+
+def test_emoji_splits_and_documents(tmp_path, capsys):
+    captions = [c for k in range(20) for c in (f'thing {k}', f'thing {k} tone 3')] + ['twin one', 'twin two']
+    folder = pictures(tmp_path / 'in', captions)
+    shutil.copy(folder / '40.png', folder / '41.png')               # equal pictures with different names
+    assert prepare('emoji', f'--dir={folder}', f'--out={tmp_path}/shards', '--split=0.2') == 0
+    codec = Codec()
+    docs = {split: read(tmp_path / 'shards', split, codec) for split in ('train', 'val')}
+    names = {s: {answer(d) for d in docs[s] if 'name?' in d['text']} for s in docs}
+    assert names['train'] | names['val'] == set(captions)
+    assert not names['train'] & names['val'] and len(names['val']) >= 8
+    for part in names.values():
+        assert len(part & {'twin one', 'twin two'}) in (0, 2)
+        assert all((f'thing {k}' in part) == (f'thing {k} tone 3' in part) for k in range(20))
+    pixels = {s: {d['images'][0].tobytes() for d in docs[s]} for s in docs}
+    assert not pixels['train'] & pixels['val'] and docs['val'][0]['images'][0].shape == (32, 32, 3)
+    texts = [d['text'] for d in docs['train']]
+    empty = sum(t.startswith('<user><assistant>') for t in texts)
+    assert 0 < empty < .3 * sum(t.startswith('<user>') for t in texts)
+    assert not any(t.startswith('<user><assistant>') for t in (d['text'] for d in docs['val']))
+    see, draw = docs['val'][:2]
+    assert np.array_equal(see['images'][0], draw['images'][0])      # as they are; in training questions they move
+    moved = [not np.array_equal(a['images'][0], docs['train'][1]['images'][0]) for a in docs['train'][:6:2]]
+    assert moved == [False, True, True]
+    name = answer(see)
+    assert see['text'] == f'<boi><4><4><eoi><user>name?<assistant>{name}<eot>'
+    assert see['w'].tolist() == [0] * 27 + [1] * (len(name) + 1)
+    assert draw['text'] == f'<user>draw: {name}<assistant><boi><4><4><eoi><eot>'
+    assert draw['w'].tolist() == [0] * (len(name) + 8) + [1] * 19 + [0, 1]      # <eoi> is forced
+    assert "their authors'" in capsys.readouterr().out
+
+def test_emoji_problems(tmp_path):
+    captions, codec = [c for k in range(40) for c in (f'thing {k}', f'thing {k} tone 3')], Codec()
+    folder = pictures(tmp_path / 'in', captions)
+    assert prepare('emoji', f'--dir={folder}', f'--out={tmp_path}/shards', '--split=0.5', '--copies=1') == 0
+    seen = {d['images'][0].tobytes() for d in read(tmp_path / 'shards', 'train', codec)}
+    problems = emoji_task.problems('name', 100, codec, shards=tmp_path / 'shards')
+    for p in problems:
+        assert len(set(p['choices'])) == 16 and p['answer'] in p['choices'] and p['chance'] == 1 / 16
+        assert len({emoji.base(c) for c in p['choices']}) == 16     # never two tones of one
+        assert p['prompt'][0][1].tobytes() not in seen and codec.encode(p['prompt'])['w'].sum() == 0
+        for c in p['choices']:
+            assert emoji_task.verify(p, {'text': c + '<eot>'}) == (c == p['answer'])
+    assert np.mean([p['choices'].index(p['answer']) for p in problems]) == pytest.approx(7.5, abs=2)
+    again = emoji_task.problems('name', 3, codec, shards=tmp_path / 'shards')
+    assert [p['choices'] for p in again] == [p['choices'] for p in problems[:3]]
+    prompt = codec.untext(codec.encode(problems[0]['prompt'])['ids']).replace('<img>', '')
+    val = read(tmp_path / 'shards', 'val', codec)
+    assert any(d['text'].startswith(prompt) for d in val)
+    known = {(answer(d), d['images'][0].tobytes()) for d in val if 'name?' in d['text']}
+    assert {(p['answer'], p['prompt'][0][1].tobytes()) for p in problems} == known
+
+def test_the_emoji_package():
+    if not list((ROOT / 'data/emoji').glob('*.deb')) or not shutil.which('dpkg'):
+        pytest.skip('ruby-tanuki-emoji was not fetched: python data/emoji/prepare.py does it')
+    skipped = emoji.Counter()
+    with source.debian([emoji.PACKAGE], ROOT / 'data/emoji', '') as root:
+        items = emoji.load(emoji.emoji(root), skipped)
+    train, val = source.divide(items, .1, 0)
+    assert len(items) == 1794 and not skipped and 179 <= len(val) <= 200
+    assert not {emoji.base(i['name']) for i in train} & {emoji.base(i['name']) for i in val}
+    assert not {i['image'].tobytes() for i in train} & {i['image'].tobytes() for i in val}
+    family = {i['name']: i['family'] for i in items}
+    for a, b in (('boy', 'woman tone 4'), ('older man', 'older woman tone 5'), ('man dancing', 'dancer'),
+                 ('norway', 'bouvet island')):
+        assert family[a] == family[b], (a, b)
+
+# -----------------------------------------------------------------------------
+# speech
+
+def digits_folder(folder):
+    """A few recordings in the layout of FSDD, and the same ones packed, in another order."""
+    folder.mkdir()
+    clips = [(d, s, i, wav(1000 * d + 100 * len(s) + i, .2 + .01 * d))
+             for i in (0, 4, 5, 9, 10, 49) for s in ('theo', 'lucas') for d in (0, 7)]
+    for d, s, i, x in clips:
+        save_wav(folder / f'{d}_{s}_{i}.wav', x / 32767)
+    digit, speaker, index, audio = zip(*clips)
+    np.savez(folder.with_suffix('.npz'), audio=np.concatenate(audio), offset=np.cumsum([0] + [len(a) for a in audio]),
+             digit=np.array(digit), speaker=np.array(speaker), index=np.array(index))
+    return folder
+
+def test_fsdd_folder_and_npz_are_the_same(tmp_path):
+    folder = digits_folder(tmp_path / 'fsdd')
+    save_wav(folder / 'seven.wav', np.zeros(4000))
+    (folder / '3_theo_12.wav').write_bytes(b'')
+    (folder / 'README.md').write_text('not counted')
+    skipped, none = speech.Counter(), speech.Counter()
+    a, b = speech.digits(folder, skipped), speech.digits(folder.with_suffix('.npz'), none)
+    for x, y in zip(a, b):
+        assert [(i['name'], i['speaker'], i['kind']) for i in x] == [(i['name'], i['speaker'], i['kind']) for i in y]
+        assert all(np.array_equal(i['wave'], j['wave']) and i['wave'].dtype == np.float32 for i, j in zip(x, y))
+    assert len(a[0]) == 8 and len(a[1]) == 16                       # index 10 and 49 to train; 0, 4, 5 and 9 held out
+    assert skipped.total() == 2 and not none and {i['name'] for i in a[0]} == {'zero', 'seven'}
+
+def test_speech_documents_and_problems(tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for k in range(20):
+        save_wav(folder / f'{k}.wav', wav(k, .5) / 32768)
+    (folder / 'transcripts.tsv').write_text(''.join(f'{k}.wav\tPress  {k // 2}.\n' for k in range(20)))
+    digits = digits_folder(tmp_path / 'fsdd').with_suffix('.npz')
+    assert prepare('speech', f'--dir={folder}', f'--fsdd={digits}', f'--out={tmp_path}/shards', '--split=0.25') == 0
+    codec = Codec()
+    docs = {split: read(tmp_path / 'shards', split, codec) for split in ('train', 'val')}
+    clips = {s: {answer(d) for d in docs[s] if re.search('transcribe.*Press', d['text'])} for s in docs}
+    assert [len(clips['train']), len(clips['val'])] == [7, 3] and not clips['train'] & clips['val']
+    hear = sum(d['text'].endswith('transcribe<assistant>seven<eot>') for d in docs['train'])
+    assert hear == 4 * 6 and any('say as lucas: zero' in d['text'] for d in docs['train'])
+    heard, spoken = docs['val'][:2]
+    n, text = len(heard['frames']), answer(heard)
+    assert n == 13 and heard['text'] == f'<user><boa><eoa>transcribe<assistant>{text}<eot>'
+    assert heard['w'].tolist() == [0] * (n + 14) + [1] * (len(text) + 1)
+    assert spoken['text'] == f'<user>say: {text}<assistant><boa><eoa><eot>' and spoken['w'].sum() == n + 3
+    out = capsys.readouterr().out
+    assert 'CC-BY-SA-4.0' in out and "their authors'" in out
+    frames = {d['frames'].tobytes() for d in docs['train']}
+    for skill, number in (('digit', 16), ('transcript', 6)):
+        problems = speech_task.problems(skill, 99, codec, shards=tmp_path / 'shards')
+        assert len(problems) == number and all(codec.encode(p['prompt'])['w'].sum() == 0 for p in problems)
+        assert all(p['prompt'][1][1].astype(np.float16).tobytes() not in frames for p in problems)
+        assert all(speech_task.verify(p, {'text': p['answer'].lower() + '<eot>junk'}) == 1 for p in problems)
+        assert all(speech_task.verify(p, {'text': 'eleven'}) == 0 for p in problems)
+        prompt = codec.untext(codec.encode(problems[0]['prompt'])['ids']).replace('<aud>', '')
+        assert any(d['text'].startswith(prompt) for d in docs['val'])
+
+def test_word_errors():
+    p = dict(skill='transcript', answer='Please press one, now.')
+    assert speech_task.verify(p, {'text': 'please press one now<eot>'}) == 1
+    for text, score in (('press one now', .75), ('please press two now', .75), ('a b c d e f', 0), ('', 0)):
+        assert speech_task.verify(p, {'text': text}) == score
+    assert speech_task.errors('a b c d'.split(), 'b c x d y'.split()) == 3
+    d = dict(skill='digit', answer='six')
+    assert [speech_task.verify(d, {'text': t}) for t in ('six<eot>', 'Six.', 'six six', 'sixty', '')] == [1, 1, 0, 0, 0]
+
+def test_takes_differ_and_keep_the_sound():
+    rng, x = np.random.default_rng(0), np.sin(np.arange(4000) * 2 * np.pi * 500 / 8000).astype(np.float32) * .2
+    for _ in range(20):
+        y = speech.vary(x, rng)
+        hz = np.abs(np.fft.rfft(y)).argmax() * 8000 / len(y)
+        assert 440 < hz < 560 and abs(y).max() <= 1 and 3500 < len(y) < 4000 * 1.12 + 3200 and mel(y).shape[1] == 128
+
+def test_the_asterisk_packages():
+    if len(list((ROOT / 'data/speech').glob('*.deb'))) < 2 or not shutil.which('dpkg'):
+        pytest.skip('asterisk-core-sounds-en* were not fetched: python data/speech/prepare.py does it')
+    skipped = speech.Counter()
+    with source.debian(speech.PACKAGES, ROOT / 'data/speech', '') as root:
+        items = speech.clips(root, skipped)
+    assert len(items) == 510 and skipped['silence or no speech'] == 24 and skipped.total() == 24 + 34 + 1
+    assert all(400 <= len(i['wave']) <= 48000 and '[' not in i['name'] and i['name'] for i in items)
+
+# -----------------------------------------------------------------------------
+# damaged files, wrong flags
+
+def bomb():
+    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    part = lambda kind, d: struct.pack('>I', len(d)) + kind + d + struct.pack('>I', zlib.crc32(kind + d))
+    head = struct.pack('>IIBBBBB', 40000, 40000, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + part(b'IHDR', head) + part(b'IDAT', zlib.compress(b'')) + part(b'IEND', b'')
+
+def test_damaged_pictures_are_counted(tmp_path, capsys):
+    folder = pictures(tmp_path / 'in', [f'thing {k}' for k in range(10)])
+    good = (folder / '0.png').read_bytes()
+    bad = {'bomb.png': bomb(), 'empty.png': b'', 'cut.png': good[:len(good) // 2], 'text.png': b'I am no picture'}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    (folder / 'sub.png').mkdir()
+    with open(folder / 'captions.tsv', 'a') as f:
+        f.write(''.join(f'{n}\tbad\n' for n in [*bad, 'sub.png', 'missing.png']))
+        f.write('no tab here\n\n0.png\t\n\tno file\n1.png\t' + 'x' * 999 + '\n')
+    assert prepare('emoji', f'--dir={folder}', f'--out={tmp_path}/shards') == 0
+    meta, shown = json.loads((tmp_path / 'shards/meta.json').read_text()), capsys.readouterr().out
+    assert sum(meta['skipped'].values()) == 10 and meta['skipped']['no such file'] == 2
+    assert [meta['splits'][s]['documents'] for s in ('train', 'val')] == [9 * 6, 2] and 'skipped bomb.png' in shown
+    assert not any(str(tmp_path) in reason for reason in meta['skipped'])
+
+def test_damaged_recordings_are_counted(tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for k in range(6):
+        save_wav(folder / f'{k}.wav', wav(k) / 32768)
+    good = (folder / '0.wav').read_bytes()
+    bad = {'empty.wav': b'', 'cut.wav': good[:-100], 'text.wav': b'I am no sound', 'none.wav': good[:40] + bytes(4)}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    save_wav(folder / 'long.wav', np.zeros(8000 * 7))
+    save_wav(folder / 'short.wav', np.zeros(80))
+    lines = [f'{k}.wav\tword {k}' for k in range(6)] + ['0.wav', '\tx']
+    lines += [f'{n}\tbad' for n in [*bad, 'long.wav', 'short.wav', 'missing.wav']]
+    (folder / 'transcripts.tsv').write_text('\n'.join(lines))
+    assert prepare('speech', f'--dir={folder}', f'--out={tmp_path}/shards') == 0
+    meta = json.loads((tmp_path / 'shards/meta.json').read_text())
+    assert sum(meta['skipped'].values()) == 9 and meta['splits']['val']['documents'] == 2
+    with pytest.raises(BadInput, match='--fsdd'):
+        speech_task.problems('digit', 5, Codec(), shards=tmp_path / 'shards')
+
+def broken_npz(path, **changes):
+    whole = dict(audio=np.zeros(9000, np.int16), offset=np.array([0, 4500, 9000]), digit=np.array([1, 2]),
+                 speaker=np.array(['a', 'b']), index=np.array([3, 30]))
+    np.savez(path, **{**whole, **changes})
+    return path
+
+@pytest.mark.parametrize('line, says', [
+    ('emoji --dir={tmp}/none', 'captions.tsv'), ('emoji --dir={tmp}', 'families'),
+    ('emoji --size=30 --dir={tmp}', 'size=30'), ('speech --asterisk=0', 'families'),
+    ('emoji --copies=0 --dir={tmp}', 'copies=0'), ('emoji --split=0 --dir={tmp}/ok', 'split=0'),
+    ('speech --dir={tmp}/none', 'transcripts.tsv'), ('speech --tokenizer=x', 'tokenizer'),
+    ('speech --asterisk=0 --fsdd={tmp}/none', '--fsdd='), ('speech --asterisk=0 --fsdd={tmp}', '0 digits'),
+    ('speech --asterisk=0 --fsdd={tmp}/objects.npz', '--fsdd='), ('speech --copies=0', 'copies=0'),
+    ('speech --asterisk=0 --fsdd={tmp}/offsets.npz', '--fsdd='), ('speech --asterisk=0 --fsdd={tmp}/zip.npz', 'zip')])
+def test_wrong_flags_are_one_line(tmp_path, capsys, line, says):
+    (tmp_path / 'captions.tsv').write_text('')
+    pictures(tmp_path / 'ok', ['a', 'b'])
+    broken_npz(tmp_path / 'objects.npz', speaker=np.array([{}, 'b'], dtype=object))
+    broken_npz(tmp_path / 'offsets.npz', offset=np.array([0, 99999, 9000]))
+    (tmp_path / 'zip.npz').write_bytes(broken_npz(tmp_path / 'whole.npz').read_bytes()[:500])
+    name, *flags = line.format(tmp=tmp_path).split()
+    assert prepare(name, *flags, f'--out={tmp_path}/shards') == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count('\n') == 1 and err.startswith(name) and not (tmp_path / 'shards').exists()
+
+def test_without_apt_there_is_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(BadInput, match='no apt-get here .* ruby-tanuki-emoji; use --dir'):
+        with source.debian(['ruby-tanuki-emoji'], tmp_path, 'use --dir'):
+            pass
+    for tool, line, says in (('apt-get', 'exit 100', 'fake cannot be fetched .*; use --dir'),
+                             ('apt-get', ': > fake_1_all.deb', 'no dpkg .* fake_1_all.deb; use --dir'),
+                             ('dpkg', 'exit 2', 'fake_1_all.deb: damaged')):
+        (tmp_path / tool).write_text(f'#!/bin/sh\n{line}\n')
+        (tmp_path / tool).chmod(0o755)
+        with pytest.raises(BadInput, match=says):
+            with source.debian(['fake'], tmp_path, 'use --dir'):
+                pass
+    assert list(tmp_path.glob('*.deb')) == [tmp_path / 'fake_1_all.deb']
+
+def test_held_out_items_are_whole_or_refused(tmp_path):
+    name = source.keep(tmp_path, a=np.arange(3))
+    (tmp_path / 'shards').mkdir()
+    meta, where = tmp_path / 'shards/meta.json', tmp_path / 'shards'
+    meta.write_text(json.dumps(dict(val=name)))
+    assert source.kept(where)['a'].tolist() == [0, 1, 2] and not list(tmp_path.glob('.*'))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
+    with pytest.raises(BadInput, match='missing or damaged'):
+        source.kept(where)
+    np.savez(tmp_path / name, a=np.array([{}], dtype=object))
+    with pytest.raises(BadInput, match='missing or damaged'):       # pickles are never read
+        source.kept(where)
+    meta.unlink()
+    with pytest.raises(BadInput, match='missing or damaged'):
+        source.kept(where)
+
+# -----------------------------------------------------------------------------
+# interruption
+
+SLOW = '''
+import runpy, sys, time
+sys.path.insert(0, {root!r})
+from data.codec import Codec
+fast = Codec.encode
+Codec.encode = lambda self, doc: (time.sleep(.1), fast(self, doc))[1]
+sys.argv = [{script!r}] + {flags!r}
+runpy.run_path({script!r}, run_name='__main__')
+'''
+
+@pytest.mark.parametrize('name, stop', [('emoji', signal.SIGINT), ('speech', signal.SIGTERM),
+                                        ('shakespeare', signal.SIGINT), ('emoji', signal.SIGKILL)])
+def test_interruption_leaves_no_data_set(tmp_path, name, stop):
+    out = tmp_path / 'shards'
+    code = SLOW
+    if name == 'emoji':
+        flags = [f'--dir={pictures(tmp_path / "in", [f"thing {k}" for k in range(30)])}']
+    elif name == 'speech':
+        flags = ['--asterisk=false', f'--fsdd={digits_folder(tmp_path / "fsdd")}']
+    else:
+        (tmp_path / 'in.txt').write_text('to be or not to be ' * 40)
+        flags = [f'--input={tmp_path}/in.txt']
+        code = SLOW.replace('sleep(.1)', 'sleep(20)')               # it has two documents only
+    flags.append(f'--out={out}')
+    code = code.format(root=str(ROOT), script=str(ROOT / f'data/{name}/prepare.py'), flags=flags)
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):                                            # until shards are being written
+        if list(tmp_path.glob('shards*tmp*/train.ids.bin')) or p.poll() is not None:
+            break
+        time.sleep(.05)
+    time.sleep(.3)
+    p.send_signal(stop)
+    _, err = p.communicate(timeout=60)
+    assert not out.exists(), err
+    if stop == signal.SIGKILL:
+        assert p.returncode == -9
+    else:
+        assert p.returncode == 130 and 'interrupted, no data set' in err and 'Traceback' not in err
+        assert not [f for f in tmp_path.iterdir() if 'tmp' in f.name or f.name.startswith('.')]
+    assert prepare(name, *flags) == 0                               # the next try is not disturbed by what is left
+    assert len(read(out, 'train', Codec())) >= 1 and len(read(out, 'val', Codec())) >= 1

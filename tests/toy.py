@@ -1,0 +1,46 @@
+"""What several tests share: a small multimodal data set in memory, and batches of it."""
+import numpy as np
+import torch
+from data.codec import Codec
+from data.loader import collate, pack_train
+
+codec = Codec('bytes')
+
+
+def documents(n=40, seed=0):
+    """Short documents with text, pictures of several shapes (also two in one) and sounds, some segments without weight."""
+    rng = np.random.default_rng(seed)
+    docs = []
+    for i in range(n):
+        text = bytes(rng.integers(97, 123, rng.integers(3, 12))).decode()
+        image = lambda: ('image', rng.integers(0, 256, (8 * rng.integers(1, 4), 8 * rng.integers(1, 4), 3)).astype(np.uint8), int(rng.random() < 0.7))
+        audio = ('audio', rng.standard_normal((int(rng.integers(2, 6)), 128)).astype(np.float32), int(rng.random() < 0.7))
+        doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', text, 1)], [image(), audio, ('text', text), image()]][i % 5]
+        docs.append(doc + [('ids', [codec.sp['eot']])])
+    return docs
+
+
+def shards(docs):
+    """The same dict of arrays as loader.open_shards, in memory."""
+    enc = [codec.encode(d) for d in docs]
+    cat = lambda k: np.concatenate([e[k] for e in enc])
+    at = np.cumsum([[0, 0, 0]] + [[len(e['ids']), len(e['patches']), len(e['frames'])] for e in enc], 0)
+    return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16), doc=at.astype(np.int64))
+
+
+def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=5):
+    """The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts."""
+    keys = [(seed, step, r) for r in range(rows)]
+    packed = [pack_train(sets, None, T, k) for k in keys]
+    counts = np.maximum(collate(packed, T, codec, 2, keys)[1], 1)
+    mine, out = range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp), []
+    for m in range(0, len(mine), micro):
+        at = list(mine[m:m + micro])
+        b, _ = collate([packed[r] for r in at], T, codec, 2, [keys[r] for r in at], cp, cp_rank)
+        for k, c in zip(('txt', 'img', 'aud'), counts):
+            b[f'{k}_w'] /= c
+        b = {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.items()}
+        if experts:
+            b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
+        out.append(b)
+    return out

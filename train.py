@@ -1,0 +1,415 @@
+"""
+Pre-training and supervised fine-tuning, on one process or many. The data set is made when it is missing.
+
+    python train.py                                              the embedded default: scenes, about 7 minutes on 2 cores
+    python train.py config/train_shakespeare_char.py --lr=1e-3   a config file, then overrides
+    python train.py --max_steps=100 --compile=true               --help lists every key
+
+The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
+"""
+import json, math, os, resource, signal, subprocess, sys, time
+from contextlib import nullcontext
+from dataclasses import asdict, fields
+from pathlib import Path
+import numpy as np
+import torch
+from configurator import configure
+from data.codec import BadInput, Codec, save_bpe, train_bpe
+from data.loader import eval_batches, open_shards, shard_dir, train_batches
+from model import ModelConfig, build, count_flops, count_params
+from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
+from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world)
+
+# -------- files
+out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
+init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run
+log_every = 20             # steps
+eval_every = 0             # steps; 0: only at the end
+eval_docs = 400            # documents of each validation split; 0: all
+save_every = 500           # steps; 0: only at the end
+keep_last = 2              # checkpoints; the best by validation loss is kept apart, in out_dir/best
+skills = 200               # cases per skill in the table at the end; 0: no table
+wandb_project = ''         # '': no wandb.  Offline: WANDB_MODE=offline, as wandb has it
+# -------- data
+dataset = 'scenes'         # or a mixture by rows, NAME:WEIGHT+NAME:WEIGHT
+input = ''                 # a text file for dataset shakespeare
+fsdd = ''                  # spoken digits for dataset speech: a folder of the Free Spoken Digit Dataset, or an .npz
+tokenizer = 'bytes'        # bytes | bpe:N | gpt2 | cl100k_base | o200k_base
+n_loc = 64                 # coordinate bins
+block_size = 256           # positions of a row
+tokens_per_step = 4096     # global: all ranks, all microbatches
+micro_rows = 16            # rows of a microbatch on one rank; fewer if there are fewer
+# -------- model
+n_layer = 4
+n_head = 4
+n_kv_head = 0              # 0: as many as n_head
+n_embd = 192
+ff = 0                     # hidden units; 0: 4 n_embd (relu2), 8/3 n_embd (swiglu)
+act = 'relu2'              # relu2 | swiglu
+qk_norm = True
+rope_base = 10000.0
+tie = False                # output head = embedding
+zero_init = True           # output projections start at 0
+softcap = 15.0             # logits = c tanh(logits / c); 0: off
+z_loss = 1e-4
+image = True               # patches in and out
+audio = True               # frames in and out
+flow_width = 192           # of the flow-matching heads
+flow_depth = 3
+flow_draws = 4             # noise draws per patch or frame and step
+n_expert = 0               # experts of a MoE layer; 0: dense
+top_k = 2
+expert_ff = 0              # hidden units of an expert; 0: ff / top_k
+shared_ff = 0              # and of the shared expert
+dense_layers = 1           # first layers without experts
+moe_balance = 1e-3         # step of the balancing bias
+image_weight = 1.0         # of the image loss beside text
+audio_weight = 1.0
+# -------- optimizer
+max_steps = 2600
+lr = 3e-3                  # peak learning rate of AdamW
+muon = True                # matrices inside the blocks by Muon
+muon_lr = 0.02             # their peak learning rate
+head_lr = 1.0              # factors on lr by kind of parameter
+embed_lr = 3.0
+scalar_lr = 1.0
+warmup = 50                # steps
+decay = 'linear'           # linear | cosine, to lr_end
+decay_from = 0.4           # linear: the fraction of max_steps at which it begins
+lr_end = 0.0               # fraction of the peak
+beta1 = 0.9
+beta2 = 0.95
+weight_decay = 0.1         # on matrices
+clip = 1.0                 # global gradient norm; 0: off
+max_bad_steps = 5          # non-finite steps in a row before it gives up
+# -------- layout, under torchrun: dp * tp * pp * cp processes
+dp = 0                     # data parallel; 0: what is left
+tp = 1                     # tensor parallel
+sp = False                 # sequence parallel: T-slices over tp between the linears
+pp = 1                     # pipeline stages
+pp_schedule = '1f1b'       # gpipe | 1f1b | interleaved | zbh1
+pp_chunks = 1              # model chunks per rank, for interleaved
+cp = 1                     # context parallel
+cp_mode = 'ring'           # ring | allgather | ulysses
+ep = 1                     # expert parallel, inside dp * cp * tp
+# -------- machine
+device = 'auto'            # auto | cpu | cuda
+dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
+compile = False            # torch.compile each block
+seed = 1337
+config = configure(globals())
+
+# ---------------------------------------------------------------- machine
+
+def die(message):
+    """One line, once, and exit status 1 on every rank."""
+    print(f'train.py: {message}', file=sys.stderr, flush=True) if int(os.environ.get('RANK', 0)) == 0 else None
+    sys.exit(1)
+
+if device == 'auto':
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
+    dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
+if dtype not in ('bfloat16', 'float32', 'float64'):
+    die(f'dtype={dtype}: use auto, bfloat16, float32 or float64')
+compute = getattr(torch, dtype)
+rank, world, device = start_world(device)
+master = rank == 0
+say = print if master else (lambda *a, **k: None)
+
+# ---------------------------------------------------------------- data
+
+root = Path(__file__).resolve().parent
+names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in dataset.split('+')))
+for n in names:
+    if not (root / 'data' / n / 'prepare.py').is_file():
+        die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {", ".join(sorted(p.parent.name for p in root.glob("data/*/prepare.py")))}')
+
+def prepared(name, tok, codec):
+    """The folder of a data set's shards, made by its prepare.py when it is missing. A source file given by the user has shards of its own."""
+    source, flag = (input, 'input') if name == 'shakespeare' else (fsdd, 'fsdd') if name == 'speech' else ('', '')
+    out, flags = shard_dir(name, codec), [f'--tokenizer={tok}', f'--n_loc={n_loc}']
+    if source:
+        p = Path(source).expanduser().resolve()
+        if not p.exists():
+            die(f'{flag}={source}: no such file or folder')
+        out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
+        flags += [f'--{flag}={p}']
+    if not (out / 'meta.json').exists():
+        if master:
+            say(f'preparing data/{name} in {out}')
+            if subprocess.run([sys.executable, str(root / 'data' / name / 'prepare.py'), *flags, f'--out={out}'],
+                              env={**os.environ, 'RANK': '0'}).returncode:
+                die(f'data/{name}/prepare.py did not finish (see above)')
+    return out
+
+try:
+    if tokenizer.startswith('bpe:') and not (root / 'data' / f'bpe_{tokenizer[4:]}.json').exists():
+        plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
+        s = open_shards(prepared(names[0], 'bytes', plain), 'train', plain)
+        save_bpe(train_bpe(s['ids'][s['ids'] < 256].astype(np.uint8).tobytes(), int(tokenizer[4:])))
+    codec = Codec(tokenizer, n_loc)
+    folders = {n: prepared(n, tokenizer, codec) for n in names}
+    train_sets = [open_shards(folders[n], 'train', codec) for n in names]
+    val_sets = {n: open_shards(folders[n], 'val', codec) for n in names}
+except (BadInput, ValueError, OSError) as e:
+    die(str(e))
+
+# ---------------------------------------------------------------- model and optimizer
+
+rows = tokens_per_step // block_size
+if tokens_per_step % block_size or not rows:
+    die(f'tokens_per_step={tokens_per_step} must be a multiple of block_size={block_size}')
+try:
+    cfg = ModelConfig(vocab_size=codec.n_vocab, **{f.name: globals()[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
+    dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head, n_kv_head=cfg.n_kv_head,
+                      ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows)
+    micro = min(micro_rows, rows // dp)
+    if rows // dp % micro:
+        die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {max(m for m in range(1, micro + 1) if rows // dp % m == 0)}')
+    n_micro = rows // dp // micro
+    todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
+except ValueError as e:
+    die(str(e))
+mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie)
+todo = todo[mesh.pp.rank] if todo else None
+models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
+kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
+opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip)
+params = count_params(cfg)
+say(f"model: {params['total']:,} parameters ({params['active']:,} active), {dtype} on {device}; "
+    f"data: {' + '.join(names)}, {rows} rows of {block_size} per step, {mesh.world.size} process(es)")
+
+def state():
+    """(name, Spec, tensor): everything that a checkpoint holds."""
+    yield from opt.tensors()
+    for name, b in (nb for m in models for nb in m.named_buffers()):      # the experts' selection bias
+        if name.endswith('.bias'):
+            yield f'buffer/{name}', b.spec, b
+
+# ---------------------------------------------------------------- resume
+
+Path(out_dir).mkdir(parents=True, exist_ok=True)
+step, best, bad, resumed = 0, math.inf, 0, None
+wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
+
+def load(path, weights_only=False):
+    """Fill model (and optimizer) from a checkpoint folder; returns its meta."""
+    ck = Checkpoint(path)
+    if (there := {**ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
+        k = next(k for k in wanted if there.get(k) != wanted[k])
+        raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
+                          f'choose another --out_dir, or give the key as it was')
+    ck.fill((n, s, x) for n, s, x in state() if not weights_only or not n.startswith('exp_'))
+    opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
+    return ck.meta
+
+try:
+    if init_from == 'auto':
+        for path in checkpoints(out_dir):
+            try:
+                resumed = load(path)
+                step, best = resumed['step'], resumed['best']
+                say(f'going on from {path}')
+                break
+            except ValueError as e:
+                say(f'{e}; trying the one before')
+    elif init_from == 'scratch':
+        old = [*checkpoints(out_dir), *Path(out_dir).glob('best')]
+        if old:
+            aside = Path(out_dir) / f'before-{time.strftime("%Y%m%d-%H%M%S")}'
+            aside.mkdir()
+            for p in [*old, *Path(out_dir).glob('metrics.jsonl')]:
+                p.rename(aside / p.name)
+            say(f'the checkpoints of an earlier run were moved to {aside}')
+    else:
+        load(init_from, weights_only=True)
+        say(f'weights from {init_from}')
+except (LookupError, ValueError) as e:
+    die(str(e))
+if compile:
+    for m in (b for model in models for b in model.blocks.values()):
+        m.compile(dynamic=False)
+
+# ---------------------------------------------------------------- evaluation
+
+@torch.no_grad()
+def evaluate():
+    """Validation losses: {data set: {txt, bpb, img, aud}}; nats per text token, bits per byte, weighted squared error of the flow heads."""
+    out, kinds = {}, ('txt', 'img', 'aud')
+    for m in models:
+        m.eval()
+    for name, s in val_sets.items():
+        total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
+        for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
+                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank):
+            b = to_device(b)                   # weights are 1, and 0 for padding
+            o = forward_only(models, b, mesh, (*b['ids'].shape, n_embd), compute, device)
+            if o:
+                total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(()) for k in kinds])
+            n += counts
+        total = all_reduce(all_reduce(total.to(device), mesh.pp), mesh.dpcp).tolist()           # only the last stage has something to add
+        n = all_reduce(torch.from_numpy(n).to(device), mesh.dp).tolist()
+        r = {k: total[i] / n[i] for i, k in enumerate(kinds) if n[i]}
+        if n[3]:
+            r['bpb'] = total[0] / math.log(2) / n[3]
+        out[name] = r
+    for m in models:
+        m.train()
+    return out
+
+def to_device(b):
+    if device != 'cpu':
+        b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
+    if compute == torch.float64:
+        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
+    if cfg.n_expert:           # kind of each position for the experts' load: 0 text, 1 image, 2 audio, 3 padding
+        b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
+    return b
+
+def lr_at(s):
+    """Fraction of the peak learning rate at step s."""
+    if s < warmup:
+        return (s + 1) / (warmup + 1)
+    x = (s - warmup) / max(1, max_steps - warmup)
+    if decay == 'cosine':
+        return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
+    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / (1 - decay_from))
+
+# ---------------------------------------------------------------- the loop
+
+metrics = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else None
+run = None
+if wandb_project and master:
+    import wandb
+    run = wandb.init(project=wandb_project, name=out_dir, config=config, resume='allow')
+
+def record(**kw):
+    if master:
+        metrics.write(json.dumps(kw) + '\n')
+        if run:
+            run.log({k: v for k, v in kw.items() if k != 'step'}, step=kw['step'])
+
+def save(name=None):
+    """A checkpoint of the present step."""
+    meta = dict(step=step, best=best, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
+    try:
+        save_checkpoint(out_dir, name or f'step_{step:08d}', state(), meta, mesh)
+        if master and not name:
+            prune(out_dir, keep_last)
+    except OSError as e:
+        say(f'step {step}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir')
+        return False
+    return True
+
+stopped = []
+for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, lambda s, f: stopped.append(s) if not stopped else os._exit(128 + s))     # a second one does not wait
+
+def balance():
+    """Move the selection bias of every MoE layer towards an equal load (one sign step per optimizer step), from counts over all ranks."""
+    for m in (m for model in models for m in model.modules()):
+        if hasattr(m, 'load'):
+            load = all_reduce(m.load.sum(0), mesh.stage)
+            m.bias += moe_balance * torch.sign(load.mean() - load)
+            m.load.zero_()
+
+loader = train_batches(train_sets, weights, codec, seed=seed, step=step, rows=rows, micro=micro, T=block_size, draws=flow_draws,
+                       dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
+began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
+while step < max_steps:
+    s, micros, counts = next(loader)
+    assert s == step
+    counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.dp).tolist()
+    if counts[4]:
+        break
+    micros = [to_device(b) for b in micros]
+    for b in micros:
+        for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
+            b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
+        flops += 3 * count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * block_size,
+                                 flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
+    opt.start(len(micros))
+    losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
+    norm = opt.step(lr * lr_at(step))
+    if cfg.n_expert:
+        balance()
+    bad = 0 if math.isfinite(norm) else bad + 1
+    if bad:
+        say(f'step {step}: gradient norm {norm}: the update was skipped ({bad} in a row)')
+        if bad >= max_bad_steps:
+            die(f'{bad} non-finite steps in a row: lower --lr={lr} or --muon_lr={muon_lr}, or try --dtype=float32; '
+                f'the last checkpoint in {out_dir} is from before')
+    step += 1
+    seen += rows * block_size
+    if step % log_every == 0 or step == max_steps:
+        now = time.time()
+        ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
+        sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), device=device)) for k in ('txt', 'img', 'aud')])
+        txt, img, aud = all_reduce(all_reduce(sums, mesh.pp), mesh.dpcp).tolist()               # only the last stage has something to add
+        gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        eta = (max_steps - step) * ms / 1000
+        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img:.3f} aud {aud:.3f}) | gnorm {norm:.2f} | '
+            f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | {flops / (now - last_log) / 1e12:.3f} TFLOP/s | {gb:.1f} GB | '
+            f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
+        record(step=step, loss=txt + img + aud, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate)
+        last_log, flops, seen, first_step = now, 0, 0, step
+    if (eval_every and step % eval_every == 0) or step == max_steps:
+        val = evaluate()
+        for name, r in val.items():
+            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' for k, v in r.items()))
+        record(step=step, val=val)
+        score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb')
+        if score < best:
+            best = score
+            if eval_every:
+                save('best')
+        last_log, first_step, flops, seen = time.time(), step, 0, 0
+    if (save_every and step % save_every == 0) or step == max_steps:
+        save()
+loader.close()
+if stopped and step < max_steps:
+    if not save():
+        sys.exit(1)
+    say(f'stopped at step {step}, saved: the same command goes on')
+    sys.exit(128 + stopped[0])
+say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
+
+# ---------------------------------------------------------------- what it can do
+
+def skill_table(n):
+    """Held-out questions of every data set that has a task.py, answered by the saved model; beside each the blind control: payloads zeroed."""
+    from importlib import import_module
+    from sample import generate, load_model, score, turn
+    from data.codec import unmel
+    net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)
+    empty = codec.encode(turn(codec, ''))
+    say(f'{"skill":>12s}   sighted   blind  chance  cases')
+    for name in names:
+        if not (root / 'data' / name / 'task.py').is_file():
+            continue
+        task = import_module(f'data.{name}.task')
+        for skill in task.SKILLS:
+            try:
+                ps = task.problems(skill, n, codec, shards=folders[name])
+            except BadInput:                       # nothing of the kind was prepared
+                continue
+            made = skill in ('draw', 'play', 'say')
+            result = []
+            for blind in (False,) if made else (False, True):
+                if ps and ps[0].get('choices'):
+                    docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
+                    logp = np.array(score(net, codec, docs, blind)).reshape(len(ps), -1)
+                    outs = [{'text': p['choices'][i]} for p, i in zip(ps, logp.argmax(1))]
+                else:
+                    outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
+                                    guide=1.5 if made else 1.0, unprompted=empty if made else None)
+                    for o in outs:
+                        o['audio'] = [unmel(f) for f in o['audio']]
+                result.append(100 * float(np.mean([task.verify(p, o) for p, o in zip(ps, outs)])))
+            blind = f'{result[1]:6.1f}%' if len(result) > 1 else '      -'
+            say(f'{skill:>12s}   {result[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
+            record(step=step, skill=skill, score=result[0], blind=result[1] if len(result) > 1 else None, cases=len(ps))
+
+if skills and master:
+    skill_table(skills)

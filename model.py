@@ -62,28 +62,79 @@ class ModelConfig:
         return self.n_embd // self.n_head
 
 
+# -------- three elementwise pieces with their gradients by hand: fewer passes over memory than autograd makes, which is what they cost
+
+class _ReLU2(torch.autograd.Function):
+    """relu(h)^2."""
+    @staticmethod
+    def forward(ctx, h):
+        r = F.relu(h)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, dy):
+        r, = ctx.saved_tensors
+        return (dy * r).mul_(2)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); statistics in float32."""
+    @staticmethod
+    def forward(ctx, x, gain):
+        n, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(n).add_(1e-6).rsqrt_().to(x.dtype)
+        y = x * r
+        ctx.save_for_backward(y, r, gain)
+        return y if gain is None else y * gain
+
+    @staticmethod
+    def backward(ctx, dy):
+        y, r, gain = ctx.saved_tensors
+        p = dy * y
+        dgain = None
+        if gain is not None:
+            dgain = p.sum(tuple(range(p.dim() - 1)), dtype=torch.promote_types(p.dtype, torch.float32)).to(gain.dtype)
+            p, dy = p.mul_(gain), dy * gain
+        return torch.addcmul(dy, y, p.mean(-1, keepdim=True), value=-1).mul_(r), dgain
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions (Su et al. 2021). x (B, T, n, hd), cos and sin (B, T, 1, hd/2); the backward turns the other way."""
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _Rotate.turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _Rotate.turn(dy, *ctx.saved_tensors, -1), None, None
+
+    @staticmethod
+    def turn(x, cos, sin, sign):
+        y, h = torch.empty_like(x, memory_format=torch.contiguous_format), x.shape[-1] // 2
+        a, b = x[..., :h], x[..., h:]
+        torch.mul(a, cos, out=y[..., :h]).addcmul_(b, sin, value=-sign)
+        torch.mul(b, cos, out=y[..., h:]).addcmul_(a, sin, value=sign)
+        return y
+
+
 def activation(h, act):
     """h (..., ff) or (..., 2 ff) -> (..., ff)."""
     if act == 'relu2':
-        return F.relu(h).square()
+        return _ReLU2.apply(h)
     gate, up = h.chunk(2, -1)
     return F.silu(gate) * up
 
 
-def rotate(x, cos, sin):
-    """Rotary positions (Su et al. 2021). x (B, T, n, hd), cos and sin (B, T, 1, hd/2)."""
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-
 class Norm(nn.Module):
-    """RMSNorm with a gain, in float32 inside."""
+    """RMSNorm with a gain."""
     def __init__(self, mesh, n, partial):
         super().__init__()
         self.gain = param(mesh, n, std=math.nan, kind='scalar', partial=partial)
 
     def forward(self, x):
-        return F.rms_norm(x, (x.shape[-1],), self.gain.to(x.dtype), 1e-6)
+        return _RMSNorm.apply(x, self.gain)
 
 
 class Attention(nn.Module):
@@ -106,8 +157,8 @@ class Attention(nn.Module):
         q = linear(x, self.q, self.mesh).view(B, T, nh, hd)
         k, v = linear(x, self.kv, self.mesh).view(B, T, 2 * nkv, hd).split(nkv, 2)
         if self.cfg.qk_norm:
-            q, k = F.rms_norm(q, (hd,), self.gain.to(q.dtype), 1e-6), F.rms_norm(k, (hd,), None, 1e-6)
-        q, k = rotate(q, ctx['cos'], ctx['sin']), rotate(k, ctx['cos'], ctx['sin'])
+            q, k = _RMSNorm.apply(q, self.gain), _RMSNorm.apply(k, None)
+        q, k = _Rotate.apply(q, ctx['cos'], ctx['sin']), _Rotate.apply(k, ctx['cos'], ctx['sin'])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)      # (B, nh, T, hd)
         if ctx.get('cache') is not None:
             k, v = ctx['cache'].put(self.layer, k, v)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from data.codec import BadInput, Codec, load_audio, load_image, mel, save_wav, to_uint8, unmel, unpatchify
+from data.loader import loc_rc
 from model import D, ModelConfig, Muse
 from optim_zero import Checkpoint, checkpoints
 
@@ -104,8 +105,7 @@ class Row:
         img = np.flatnonzero(ids == self.sp['img'])
         rc[img, :2] = prompt['rc']
         rc[img[img > 0] - 1, 2:] = prompt['rc'][img > 0]
-        loc = ids >= codec.loc0
-        rc[loc, :2] = ((ids[loc] - codec.loc0 + 0.5) / codec.n_loc)[:, None]
+        rc[:, :2] = np.where((ids >= codec.loc0)[:, None], loc_rc(ids, codec), rc[:, :2])
         x = np.zeros((len(img), D), np.float32) if blind else prompt['patches'] / np.float32(127.5) - 1
         aud = np.flatnonzero(ids == self.sp['aud'])
         f = np.zeros((len(aud), D), np.float32)
@@ -175,7 +175,7 @@ class Row:
         if i == self.sp['img']:
             rc[0, :2] = self._next_rc()
         elif i >= self.codec.loc0:
-            rc[0, :2] = (i - self.codec.loc0 + 0.5) / self.codec.n_loc
+            rc[0, :2] = loc_rc(np.array([self.feed['ids'][-1], i]), self.codec)[1]
         self.ids.append(i), self.logp.append(logp)
         self._follow(i, x)
         if self.left:

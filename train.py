@@ -34,11 +34,11 @@ wandb_project = ''         # '': no wandb.  Offline: WANDB_MODE=offline, as wand
 dataset = 'scenes'         # or a mixture by rows, NAME:WEIGHT+NAME:WEIGHT
 input = ''                 # a text file for dataset shakespeare
 fsdd = ''                  # spoken digits for dataset speech: a folder of the Free Spoken Digit Dataset, or an .npz
-tokenizer = 'bytes'        # bytes | bpe:N | gpt2 | cl100k_base | o200k_base
+tokenizer = 'bpe:128'      # bytes | bpe:N | gpt2 | cl100k_base | o200k_base
 n_loc = 64                 # coordinate bins
-block_size = 256           # positions of a row
-tokens_per_step = 4096     # global: all ranks, all microbatches
-micro_rows = 16            # rows of a microbatch on one rank; fewer if there are fewer
+block_size = 192           # positions of a row
+tokens_per_step = 3840     # global: all ranks, all microbatches
+micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
 n_layer = 4
 n_head = 4
@@ -63,10 +63,10 @@ expert_ff = 0              # hidden units of an expert; 0: ff / top_k
 shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
 moe_balance = 1e-3         # step of the balancing bias
-image_weight = 1.0         # of the image loss beside text
-audio_weight = 1.0
+image_weight = 0.2         # of the image loss beside text: drawing is learned early, answers late
+audio_weight = 0.5
 # -------- optimizer
-max_steps = 2600
+max_steps = 1500
 lr = 3e-3                  # peak learning rate of AdamW
 muon = True                # matrices inside the blocks by Muon
 muon_lr = 0.02             # their peak learning rate
@@ -147,7 +147,7 @@ try:
     if tokenizer.startswith('bpe:') and not (root / 'data' / f'bpe_{tokenizer[4:]}.json').exists():
         plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
         s = open_shards(prepared(names[0], 'bytes', plain), 'train', plain)
-        save_bpe(train_bpe(s['ids'][s['ids'] < 256].astype(np.uint8).tobytes(), int(tokenizer[4:])))
+        save_bpe(train_bpe(np.where(s['ids'] < 256, s['ids'], 10).astype(np.uint8).tobytes(), int(tokenizer[4:])))
     codec = Codec(tokenizer, n_loc)
     folders = {n: prepared(n, tokenizer, codec) for n in names}
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
@@ -234,8 +234,11 @@ if compile:
 # ---------------------------------------------------------------- evaluation
 
 @torch.no_grad()
-def evaluate():
-    """Validation losses: {data set: {txt, bpb, img, aud}}; nats per text token, bits per byte, weighted squared error of the flow heads."""
+def evaluate(blind=False):
+    """
+    Validation losses: {data set: {txt, bpb, img, aud}}; nats per text token, bits per byte, weighted squared error of the flow heads.
+    blind: the control, with all payloads in the input replaced by zeros.
+    """
     out, kinds = {}, ('txt', 'img', 'aud')
     for m in models:
         m.eval()
@@ -243,6 +246,8 @@ def evaluate():
         total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
         for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
                                       dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank):
+            if blind:
+                b['xin_img'].zero_(), b['xin_aud'].zero_()
             b = to_device(b)                   # weights are 1, and 0 for padding
             o = forward_only(models, b, mesh, (*b['ids'].shape, n_embd), compute, device)
             if o:
@@ -257,6 +262,13 @@ def evaluate():
     for m in models:
         m.train()
     return out
+
+def unigram(name):
+    """Cross-entropy in nats of the validation's text targets under the frequencies of the training's: what knowing no context gives."""
+    count = lambda s: np.bincount(s['ids'][(s['w'] > 0) & ~np.isin(s['ids'], [codec.sp['img'], codec.sp['eoi']])], minlength=codec.n_vocab)
+    p = count(train_sets[names.index(name)]) + 1.0
+    n = count(val_sets[name])
+    return float(-(n * np.log(p / p.sum())).sum() / max(n.sum(), 1))
 
 def to_device(b):
     if device != 'cpu':
@@ -356,9 +368,11 @@ while step < max_steps:
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
+        control = evaluate(blind=True) if step == max_steps else {}
         for name, r in val.items():
-            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' for k, v in r.items()))
-        record(step=step, val=val)
+            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v else '') for k, v in r.items())
+                + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
+        record(step=step, val=val, **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb')
         if score < best:
             best = score

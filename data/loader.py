@@ -55,10 +55,12 @@ def write_shards(out_dir, splits, codec, info):
                 print('\r' + ' ' * 79, end='\r', file=sys.stderr)
             meta['splits'][split] = dict(documents=n, positions=int(at[0]), patches=int(at[1]), frames=int(at[2]), text_bytes=int(n_text))
         (tmp / 'meta.json').write_text(json.dumps(meta, indent=1))
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():                                 # aside first: what has the final name is whole at every moment
+            os.rename(out, f'{tmp}.old')
         os.rename(tmp, out)
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+        for old in (tmp, Path(f'{tmp}.old')):
+            shutil.rmtree(old, ignore_errors=True)
     for split, s in meta['splits'].items():
         print(f"{out.parent.name} {split}: {s['documents']:,} documents, {s['positions']:,} positions "
               f"({s['patches']:,} patches, {s['frames']:,} frames, {s['text_bytes']:,} bytes of text)")
@@ -127,12 +129,22 @@ def pack_eval(s, T, limit=0):
         yield row
 
 
+def loc_rc(ids, codec):
+    """
+    ids (..., T) -> (..., T, 2): a loc token says its value as `row` in the features that patches have too, and the loc token before it as `column`: the y of
+    a point (x, y) has the features of the patch that it lies in. -1 where there is none.
+    """
+    v = np.where(ids >= codec.loc0, (ids - codec.loc0 + np.float32(0.5)) / np.float32(codec.n_loc), np.float32(-1))
+    before = np.concatenate([np.full_like(v[..., :1], -1), v[..., :-1]], -1)
+    return np.stack([v, np.where(v >= 0, before, np.float32(-1))], -1)
+
+
 def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'aud')):
     """
     Chunks of B rows -> a batch for one context-parallel rank (cp = 1: whole rows), as torch tensors:
         ids (B, Tl), pos (B, Tl) int64; doc (B, T) int32, whole rows, -1 padding (attention masks need the other ranks' documents too)
         txt_i (N,) positions with a text target, txt_y (N,) ids, txt_w (N,)     likewise img_* and aud_*: y (N, D), e (N, draws, D), t (N, draws)
-        xin_img_i (N,), xin_img (N, D) patches as input; xin_aud_i, xin_aud; rc_i (N,), rc (N, 4) own and next centre of patches, (v, v, -1, -1) of a loc token of value v; -1: none
+        xin_img_i (N,), xin_img (N, D) patches as input; xin_aud_i, xin_aud; rc_i (N,), rc (N, 4) own and next centre of patches, loc_rc() of loc tokens; -1: none
     Compact arrays are padded to a multiple of PAD with entries that add nothing (position 0, weight 0, payload 0).
     Also returns the counts of targets of the *whole* rows, (text, image, audio, bytes of text).  keys: per row the key of its flow noise and times.
     """
@@ -165,8 +177,7 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'au
                     c = s['rc'][off:off + len(where)]
                     rc[b, at + where[own], :2], rc[b, at + where[nxt] - 1, 2:] = c[own], c[nxt]
             at += n
-    loc = ids >= codec.loc0                              # a coordinate token says its value in the features that patches have, too
-    rc[loc, :2] = ((ids[loc] - codec.loc0 + 0.5) / codec.n_loc)[:, None]
+    rc[..., :2] = np.where((ids >= codec.loc0)[..., None], loc_rc(ids, codec), rc[..., :2])
     cat = lambda k, width: np.concatenate(out[k]) if out[k] else np.zeros((0, width) if width else 0, np.float32 if width else np.int64)
     g = {k: cat(k, 0 if k.endswith('_i') else D) for k in out}
     learn = w.reshape(-1) > 0

@@ -172,7 +172,7 @@ def unmel(frames, n_iter=60, seed=0):
     mag = MEL.T @ bands + 1e-9
     for _ in range(100):                              # multiplicative steps keep it positive
         mag = mag * (MEL.T @ bands) / (MEL.T @ (MEL @ mag) + 1e-9)
-    mag = F.pad(mag, (1, 1), mode='replicate')        # the outer two
+    mag = F.pad(mag, (1, 1))                          # the outer two: silence
     angle = torch.rand(mag.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) * 2 * torch.pi
     spec, last = torch.polar(mag, angle), None
     for i in range(n_iter + 1):

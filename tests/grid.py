@@ -4,11 +4,13 @@ The grid: every layout against the single process.
     python tests/grid.py                                  a part: every pair of dimensions on 4 processes, dense and MoE
     python tests/grid.py --world=8 --part=all             all layouts of 8 processes
     python tests/grid.py --world=2,4,8 --part=all --dtype=float64
+    python tests/grid.py --these="moe dp2 ep2; dense tp2 pp2 sp zbh1"         just these
 
-Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss, every gradient, the
-gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a - b| / max |b| over the tensor).
+Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss, every
+gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a - b| / max |b|
+over the tensor). Ranks that hold the same slice must hold the same bits in the end.
 """
-import json, os, sys, tempfile, time, traceback
+import hashlib, json, os, sys, tempfile, time, traceback
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -17,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import toy
 from model import ModelConfig, build
 from optim_zero import Optimizer
-from parallel import add_messages, all_reduce, check_layout, forward_backward, make_mesh, schedule, solo_mesh
+from parallel import SCHEDULES, add_messages, all_reduce, forward_backward, make_mesh, schedule, solo_mesh
 
 T, ROWS, STEPS, LR = 64, 8, 3, 0.05
 
@@ -61,6 +63,19 @@ def layouts(world, part):
     return out
 
 
+def parse(text):
+    """The inverse of label(), with the model in front: 'moe dp2 tp2 ep4 sp'."""
+    l = dict(kind='dense', dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, schedule='', v=1, cp_mode='ring')
+    for w in text.split():
+        k = 'kind' if w in ('dense', 'moe', 'tied') else 'schedule' if w in SCHEDULES else 'cp_mode' if w in ('ring', 'allgather', 'ulysses') else w.rstrip('0123456789')
+        l['v' if k == 'x' else k] = True if k == 'sp' else w if k in ('kind', 'schedule', 'cp_mode') else int(w[len(k):])
+    return dict(l, schedule=l['schedule'] or '1f1b' * (l['pp'] > 1))
+
+
+def size(l):
+    return l['dp'] * l['tp'] * l['pp'] * l['cp']
+
+
 def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
     """What one rank sees: {'loss', 'norm', 'grad': {name: (spec, tensor)}, 'weights/sgd': ..., 'weights/adamw': ...}."""
     cfg, out = config(layout['kind']), {}
@@ -95,6 +110,11 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
     return out
 
 
+def digests(got):
+    """{(name, slice): hash of the weights in the end}."""
+    return {(k, n, spec.blocks): hashlib.md5(x.numpy().tobytes()).hexdigest() for k in got if k.startswith('weights') for n, (spec, x) in got[k].items()}
+
+
 def compare(got, ref):
     """Worst relative errors of this rank's slices: dict(loss, grad, norm, weights), and the name of the worst tensor."""
     worst, name = dict(loss=0.0, grad=0.0, norm=0.0, weights=0.0), ''
@@ -124,7 +144,7 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
             mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie)
             lists = lambda m: add_messages(schedule(layout['schedule'], mesh.pp.size, m, layout['v']), m, layout['v'])[mesh.pp.rank] if mesh.pp.size > 1 else None
             got = run(layout, dtype, mesh, lists, optimizers=refs[layout['kind']]['optimizers'])
-            results.put((i, rank, compare(got, refs[layout['kind']]), None))
+            results.put((i, rank, (*compare(got, refs[layout['kind']]), digests(got)), None))
             dist.barrier()
             dist.destroy_process_group()
         except Exception:
@@ -139,6 +159,8 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
     for kind in {l['kind'] for l in todo_list}:
         refs[kind] = run(dict(kind=kind, v=1), dtype, solo_mesh(), lambda m: None, optimizers=optimizers)
         refs[kind]['optimizers'] = optimizers
+        if dead := [n for n, (_, x) in refs[kind]['grad'].items() if not x.abs().max() > 0]:
+            raise AssertionError(f'{kind}: gradients that are 0 show nothing: {dead}')
     out, ctx = [], mp.get_context('fork')
     while len(out) < len(todo_list):
         rest, results = todo_list[len(out):], ctx.SimpleQueue()          # synchronous: nothing is lost when a rank dies
@@ -147,12 +169,14 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
             for p in procs:
                 p.start()
             for i, layout in enumerate(rest):
-                worst, text = None, ''
+                worst, text, bits = None, '', {}
                 for _ in range(world):
-                    if results._reader.poll(patience):
+                    if any(results._reader.poll(1) for _ in range(patience)):    # by the second: while all of us are stopped, patience is too
                         _, _, res, error = results.get()
                     else:
                         res, error = None, f'no answer in {patience} s: a rank hangs'
+                    if res and (differ := [k for k, h in res[2].items() if bits.setdefault(k, h) != h]):
+                        error = f'ranks that hold the same slice differ in {len(differ)}, such as {differ[0]}'
                     if error:
                         worst, text = None, error
                         break
@@ -173,17 +197,19 @@ def label(l):
 
 
 if __name__ == '__main__':
-    world, part, dtype, only, optimizers = '4', 'pairs', 'float64', '', 'sgd,adamw'
+    world, part, dtype, only, optimizers, these, patience = '4', 'pairs', 'float64', '', 'sgd,adamw', '', '120'
     for a in sys.argv[1:]:
         k, _, v = a.removeprefix('--').partition('=')
-        if k not in ('world', 'part', 'dtype', 'only', 'optimizers'):
-            sys.exit(f'grid.py: unknown {a}: use --world=2,4,8 --part=pairs|all --dtype=float64|float32 --only=TEXT --optimizers=sgd,adamw,muon')
+        if k not in ('world', 'part', 'dtype', 'only', 'optimizers', 'these', 'patience'):
+            sys.exit(f'grid.py: unknown {a}: use --world=2,4,8 --part=pairs|all --dtype=float64|float32 --only=TEXT '
+                     '--these="moe dp2 ep2; tied pp2" --optimizers=sgd,adamw,muon (sgd first) --patience=SECONDS')
         globals()[k] = v
     limit, begin, failed, n, top = dict(float64=1e-10, float32=1e-5)[dtype], time.time(), 0, 0, 0.0
     print(f'{"layout":48s} {"model":6s} {"loss":>8s} {"gradient":>9s} {"norm":>8s} {"weights":>8s}')
-    for w in map(int, world.split(',')):
-        todo_list = [l for l in layouts(w, part) if only in f'{l["kind"]} {label(l)}']
-        for layout, worst, text in run_grid(todo_list, w, getattr(torch, dtype), tuple(optimizers.split(','))):
+    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part) if only in f'{l["kind"]} {label(l)}']
+    world = ','.join(map(str, sizes := sorted({size(l) for l in todo})))
+    for w in sizes:
+        for layout, worst, text in run_grid([l for l in todo if size(l) == w], w, getattr(torch, dtype), tuple(optimizers.split(',')), int(patience)):
             n += 1
             ok = worst is not None and all(e <= limit for e in worst.values())
             failed += not ok
@@ -192,5 +218,5 @@ if __name__ == '__main__':
                 print(f'{label(layout):48s} {layout["kind"]:6s} ' + ' '.join(f'{e:8.1e}' for e in worst.values()) + ('' if ok else f'  FAILED at {text}'), flush=True)
             else:
                 print(f'{label(layout):48s} {layout["kind"]:6s} FAILED\n{text}', flush=True)
-    print(json.dumps(dict(bench='grid', ok=failed == 0, world=world, part=part, dtype=dtype, layouts=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
-    sys.exit(failed > 0)
+    print(json.dumps(dict(bench='grid', ok=0 == failed < n, world=world, part=part, dtype=dtype, layouts=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
+    sys.exit(failed > 0 or not n)

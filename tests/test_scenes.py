@@ -1,6 +1,7 @@
 """data/scenes: geometry, questions recounted from the pixels, balance, held-out combinations, judges."""
 import json
 import multiprocessing
+import os
 import random
 import re
 import signal
@@ -265,10 +266,10 @@ def test_documents_depend_on_seed_split_and_number_only():
     assert same(P.document(41, 'train', C, 3), one[41])
     assert not same(P.document(41, 'val', C, 3), one[41]) and not same(P.document(41, 'train', C, 4), one[41])
     shares = (P.p_draw, P.p_chart, P.p_notes, P.p_play)
-    with multiprocessing.get_context('fork').Pool(2, P.worker) as pool:
-        many = list(P.documents(pool, 2060, 'train', C, 3, shares))
-    assert len(many) == 2060 and all(same(a, b) for a, b in zip(one, many))
-    assert same(many[2050], P.document(2050, 'train', C, 3))
+    for workers in (1, 2, 3):
+        many = list(P.documents(310, 'train', C, 3, shares, workers))
+        assert len(many) == 310 and all(same(a, b) for a, b in zip(one, many))
+        assert same(many[305], P.document(305, 'train', C, 3)) and not multiprocessing.active_children()
     a, b, c = [[p['answer'] for p in T.problems('box', 20, C, seed=s)] for s in (5, 5, 6)]
     assert a == b != c
 
@@ -287,16 +288,26 @@ def test_prepare_script(tmp_path):
     r = subprocess.run(script('--p_draw=1.5', f'--out={out}'), capture_output=True, text=True)
     assert r.returncode and 'p_draw' in r.stderr and len(r.stderr.strip().splitlines()) == 1
 
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def children(pid):
+    return Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+
+@pytest.mark.skipif(not Path('/proc').is_dir(), reason='looks for processes in /proc')
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, 'worker'])
 def test_prepare_interrupted_leaves_nothing(tmp_path, sig):
+    """No folder that could be taken for a data set, no process; also if it is killed, or one of its workers is."""
     p = subprocess.Popen(script('--n_train=4000000', f'--out={tmp_path / "shards"}'), stderr=subprocess.PIPE, text=True)
     end = time.time() + 60
     while not list(tmp_path.glob('*/train.ids.bin')) and time.time() < end:
         time.sleep(.05)
     time.sleep(.5)
-    p.send_signal(sig)
+    workers = children(p.pid)
+    assert len(workers) == 2
+    os.kill(int(workers[0]), signal.SIGKILL) if sig == 'worker' else p.send_signal(sig)
     _, err = p.communicate(timeout=60)                  # returns only when the workers have gone as well
-    assert p.returncode == 130 and 'Traceback' not in err and list(tmp_path.iterdir()) == []
+    assert not any(Path(f'/proc/{w}').exists() for w in workers) or sig == signal.SIGKILL
+    assert p.returncode == {signal.SIGKILL: -9, 'worker': 2}.get(sig, 130) and 'Traceback' not in err
+    assert 'a worker process died' in err or sig != 'worker'
+    assert not (tmp_path / 'shards').exists() and (sig == signal.SIGKILL or list(tmp_path.iterdir()) == [])
 
 # -----------------------------------------------------------------------------
 # judges

@@ -8,15 +8,16 @@ codec = Codec('bytes')
 
 
 def documents(n=40, seed=0):
-    """Short documents with text, pictures of several shapes (also two in one) and sounds, some segments without weight."""
+    """Short documents with text, pictures of several shapes (also two in one) and sounds, some segments without weight, and some long ones all without."""
     rng = np.random.default_rng(seed)
     docs = []
     for i in range(n):
-        text = bytes(rng.integers(97, 123, rng.integers(3, 12))).decode()
+        text = bytes(rng.integers(97, 123, rng.integers(3, 12), np.uint8)).decode()
         image = lambda: ('image', rng.integers(0, 256, (8 * rng.integers(1, 4), 8 * rng.integers(1, 4), 3)).astype(np.uint8), int(rng.random() < 0.7))
         audio = ('audio', rng.standard_normal((int(rng.integers(2, 6)), 128)).astype(np.float32), int(rng.random() < 0.7))
-        doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', text, 1)], [image(), audio, ('text', text), image()]][i % 5]
-        docs.append(doc + [('ids', [codec.sp['eot']])])
+        doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', 2 * text)], [image(), audio, ('text', text), image()],
+               [('text', 9 * text, 0)]][i % 6]
+        docs.append(doc + [('ids', [codec.sp['eot']], int(i % 6 < 5))])
     return docs
 
 
@@ -28,8 +29,11 @@ def shards(docs):
     return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16), doc=at.astype(np.int64))
 
 
-def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=5):
-    """The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts."""
+def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=560):
+    """
+    The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts. The seed was searched for: in step 0 pictures and
+    sounds straddle chunks, two rows are ignored altogether, some ranks of dp2 and dp4 have no sound and no picture (test_parallel.py looks that it stays so).
+    """
     keys = [(seed, step, r) for r in range(rows)]
     packed = [pack_train(sets, None, T, k) for k in keys]
     counts = np.maximum(collate(packed, T, codec, 2, keys)[1], 1)

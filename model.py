@@ -112,8 +112,11 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def turn(x, cos, sin, sign):
-        y, h = torch.empty_like(x, memory_format=torch.contiguous_format), x.shape[-1] // 2
+        h = x.shape[-1] // 2
         a, b = x[..., :h], x[..., h:]
+        if torch.compiler.is_compiling():                                      # the compiler fuses this itself, and knows no out= on views
+            return torch.cat((a * cos - b * (sign * sin), b * cos + a * (sign * sin)), -1)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
         torch.mul(a, cos, out=y[..., :h]).addcmul_(b, sin, value=-sign)
         torch.mul(b, cos, out=y[..., h:]).addcmul_(a, sin, value=sign)
         return y
@@ -210,10 +213,11 @@ class MoE(nn.Module):
             kind = my_slice(ctx['kind'], self.mesh.tp, 1).reshape(-1, 1).expand_as(top)        # 0 text, 1 image, 2 audio, 3 padding
             n = torch.bincount((kind * self.cfg.n_expert + top).flatten(), minlength=4 * self.cfg.n_expert)
             self.load += n.view(4, -1)[:3]
-        y = moe(flat, top, gate, self.w1, self.w2, lambda h: activation(h, self.cfg.act), self.mesh).view_as(xs)
+        y, shared = moe(flat, top, gate, self.w1, self.w2, lambda h: activation(h, self.cfg.act), self.mesh, lambda: self.shared(x))
+        y = y.view_as(xs)
         if not self.mesh.sp:
             y = gather_from(y, self.mesh.tp, 1, partial=False)
-        return self.shared(x) + y
+        return shared + y
 
 
 class Block(nn.Module):

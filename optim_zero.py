@@ -174,26 +174,31 @@ class Optimizer:
 
     def _muon(self, lr):
         """Nesterov momentum, orthogonalise (matrices of one shape in one batch), scale by the global shape, decoupled weight decay."""
-        batch = {}
-        for u, p, s in self.matrices:
-            u.m[s].lerp_(u.grad[s], 1 - self.momentum)
-            g = torch.lerp(u.grad[s], u.m[s], self.momentum).view_as(p)
-            split_tp = p.spec.blocks and 'dpcp' in p.spec.sums and self.mesh.tp.size > 1
-            if split_tp:                                                       # Muon on slices is not Muon: make the matrix whole
+        if not self.matrices:
+            return
+        grads, moms = [u.grad[s] for u, p, s in self.matrices], [u.m[s] for u, p, s in self.matrices]
+        torch._foreach_lerp_(moms, grads, 1 - self.momentum)
+        torch._foreach_lerp_(grads, moms, self.momentum)                       # the gradient is not needed any more
+        batch = {}                                                             # shape -> [(index of the parameter, its matrices)]
+        for i, (u, p, s) in enumerate(self.matrices):
+            g = grads[i].view_as(p)
+            if p.spec.blocks and 'edp' not in p.spec.sums:                     # Muon on slices is not Muon: make the matrix whole
                 g = self._gather(g, p.spec)
-            for i, m in enumerate(split_matrices(g, p.spec)):
-                batch.setdefault(tuple(m.shape[-2:]), []).append((m, u, p, s, i, split_tp))
+            for m in split_matrices(g, p.spec):
+                batch.setdefault(tuple(m.shape[-2:]), []).append((i, m))
         done = {}
         for (rows, cols), items in batch.items():
-            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for m, *_ in items]))
+            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for _, m in items]))
             o = o * max(1, rows / cols) ** 0.5                                  # the same spectral size per input, whatever the shape
-            for (m, u, p, s, i, split_tp), x in zip(items, o.split([m.numel() // (rows * cols) for m, *_ in items])):
-                done.setdefault(id(p), (u, p, s, split_tp, []))[4].append(x.reshape(m.shape))
-        for u, p, s, split_tp, parts in done.values():
-            full = torch.cat(parts) if len(parts) > 1 else parts[0]
-            local = p.spec.local(full) if split_tp else full
-            w = u.master[s].view_as(p)
-            w.mul_(1 - lr * self.muon_lr * self.wd).add_(local.to(w.dtype), alpha=-lr * self.muon_lr)
+            for (i, m), x in zip(items, o.split([m.numel() // (rows * cols) for _, m in items])):
+                done.setdefault(i, []).append(x.reshape(m.shape))
+        new = []
+        for i, (u, p, s) in enumerate(self.matrices):
+            full = torch.cat(done[i]) if len(done[i]) > 1 else done[i][0]
+            new.append((p.spec.local(full) if full.shape == p.spec.shape else full).to(u.master.dtype).flatten())
+        masters = [u.master[s] for u, p, s in self.matrices]
+        torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
+        torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
 
     def _gather(self, g, spec):
         """The global tensor from the slices of the tensor-parallel ranks."""

@@ -155,14 +155,16 @@ def reduce_scatter(x, g, dim=0):
     return y
 
 
-def all_to_all(x, g, out_splits, in_splits):
-    """Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r."""
+def all_to_all(x, g, out_splits, in_splits, work=None):
+    """Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r. work, a list: gets the handle to wait for."""
     if g.size == 1:
         return x
     row = x[0].numel() * x.element_size() if len(x) else 0
     _count('all_to_all', g, (sum(in_splits) - in_splits[g.rank]) * row)
     y = x.new_empty((sum(out_splits), *x.shape[1:]))
-    dist.all_to_all_single(y, x.contiguous(), out_splits, in_splits, group=g.pg)
+    handle = dist.all_to_all_single(y, x.contiguous(), out_splits, in_splits, group=g.pg, async_op=work is not None)
+    if work is not None:
+        work.append(handle)
     return y
 
 
@@ -232,15 +234,15 @@ class _Split(torch.autograd.Function):
 
 
 class _AllToAll(torch.autograd.Function):
-    """forward: all-to-all with uneven splits.  backward: the inverse all-to-all."""
+    """forward: all-to-all with uneven splits, with `work` only started.  backward: the inverse all-to-all."""
     @staticmethod
-    def forward(ctx, x, g, out_splits, in_splits):
+    def forward(ctx, x, g, out_splits, in_splits, work=None):
         ctx.args = g, in_splits, out_splits
-        return all_to_all(x, g, out_splits, in_splits)
+        return all_to_all(x, g, out_splits, in_splits, work)
 
     @staticmethod
     def backward(ctx, dy):
-        return all_to_all(dy, *ctx.args), None, None, None
+        return all_to_all(dy, *ctx.args), None, None, None, None
 
 
 def copy_to(x, g):
@@ -589,13 +591,20 @@ def _hop(x, g):
 # ---------------------------------------------------------------- experts
 
 def expert_mlp(x, counts, w1, w2, act):
-    """x (N, C) sorted by expert, counts per local expert (host ints), w1 (E, F, C), w2 (E, C, F) -> (N, C). A loop; unused experts get zero gradients."""
-    return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts))])
-
-
-def moe(x, top, weight, w1, w2, act, mesh):
     """
-    Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C).
+    x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). bfloat16: grouped products, no host
+    synchronisation; other types: a loop. Experts without tokens get zero gradients, not none.
+    """
+    if x.dtype == torch.bfloat16 and len(x):
+        ends = counts.cumsum(0).to(torch.int32)
+        return F.grouped_mm(act(F.grouped_mm(x, w1.transpose(1, 2), offs=ends)), w2.transpose(1, 2), offs=ends)
+    return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts.tolist()))])
+
+
+def moe(x, top, weight, w1, w2, act, mesh, meanwhile):
+    """
+    Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C), and what
+    meanwhile() returned: it runs (the shared expert) while the tokens are on their way.
     Sort by expert, exchange counts, all-to-all, local experts, the inverse, weighted sum.
     """
     N, k = top.shape
@@ -604,17 +613,19 @@ def moe(x, top, weight, w1, w2, act, mesh):
     sent = torch.bincount(top.flatten(), minlength=n_local * ep.size).view(ep.size, n_local)
     xs = x[order // k]
     if ep.size == 1:
-        y = expert_mlp(xs, sent[0].tolist(), w1, w2, act)
+        other, y = meanwhile(), expert_mlp(xs, sent[0], w1, w2, act)
     else:
-        got = torch.empty_like(sent)                                        # (from rank, my expert)
-        dist.all_to_all_single(got, sent, group=ep.pg)
+        got = all_to_all(sent, ep, [1] * ep.size, [1] * ep.size)           # (from rank, my expert)
         ins, outs = sent.sum(1).tolist(), got.sum(1).tolist()
-        xr = exchange(xs, ep, outs, ins)                                    # by source, then by expert
+        work = []
+        xr = _AllToAll.apply(xs, ep, outs, ins, work)                       # by source, then by expert
+        other = meanwhile()
+        work[0].wait()
         by_expert = torch.arange(n_local, device=x.device).repeat(ep.size).repeat_interleave(got.flatten()).argsort(stable=True)
-        yr = expert_mlp(xr[by_expert], got.sum(0).tolist(), w1, w2, act)
+        yr = expert_mlp(xr[by_expert], got.sum(0), w1, w2, act)
         y = exchange(torch.zeros_like(yr).index_copy(0, by_expert, yr), ep, ins, outs)
     y = torch.zeros_like(y).index_copy(0, order, y).view(N, k, -1)          # back to token order: a gather, no atomics, the same sum order
-    return (y * weight[..., None].to(y.dtype)).sum(1)
+    return (y * weight[..., None].to(y.dtype)).sum(1), other
 
 
 # ---------------------------------------------------------------- pipeline

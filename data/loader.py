@@ -79,7 +79,7 @@ def open_shards(out_dir, split, codec):
     for k, dt, width in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0), ('w', np.uint8, 0), ('patch', np.uint8, D),
                          ('rc', np.float32, 2), ('frame', np.float16, FRAME_D), ('doc', np.int64, 3)):
         f = out / f'{split}.{k}.bin'
-        a = np.memmap(f, dt, 'r') if f.stat().st_size else np.zeros(0, dt)
+        a = np.memmap(f, dt, 'r').view(np.ndarray) if f.stat().st_size else np.zeros(0, dt)      # plain arrays slice faster
         s[k] = a.reshape(-1, width) if width else a
     if s['doc'][-1, 0] != len(s['ids']):
         raise ValueError(f'{out} is damaged ({split}: {len(s["ids"])} ids, {s["doc"][-1, 0]} expected): delete that folder to prepare it again')

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-Image.init()                                          # loads all readers; EPS, not listed, would start a program
-FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')       # of Pillow's readers; EPS would start a program
 PATCH, D = 8, 192                                     # px; 8*8*3 numbers per image position
 RATE, HOP, WIN, N_FFT = 8000, 160, 400, 512           # Hz; samples: a spectrum each 20 ms, of 50 ms
 N_MELS, STACK, FRAME_D = 64, 2, 128                   # bands; spectra and numbers per audio position (40 ms)

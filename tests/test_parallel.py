@@ -5,11 +5,12 @@ parameters, layouts that cannot work, train.py on several processes.
 """
 import json
 import os
+import re
 import socket
 import tempfile
 import traceback
-from itertools import combinations, product
-from types import SimpleNamespace
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import grid
-import parallel
 import toy
-from data.loader import collate, pack_train
-from model import ModelConfig, build
+from data.loader import collate
+from model import build
 from optim_zero import Checkpoint, Optimizer
-from parallel import (Group, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear_cross_entropy, make_mesh, moe, my_slice,
+from parallel import (_attend, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear_cross_entropy, make_mesh, moe, my_slice,
                       reduce_from, reduce_scatter_to, solo_mesh, split_to, zigzag)
 from test_train import TINY, machine  # noqa: F401
 
@@ -31,7 +31,7 @@ PATIENCE = 120      # seconds; those in which all processes are stopped do not c
 
 def ranks(world, work, *args):
     """[work(rank, *args) of every rank], each in a process of its own inside a Gloo world."""
-    ctx = mp.get_context('fork')
+    ctx, out = mp.get_context('fork'), {}
     with tempfile.TemporaryDirectory() as folder:
         queue = ctx.SimpleQueue()
 
@@ -48,7 +48,6 @@ def ranks(world, work, *args):
         procs = [ctx.Process(target=child, args=(r,), daemon=True) for r in range(world)]
         for p in procs:
             p.start()
-        out = {}
         try:
             while len(out) < world:
                 assert any(queue._reader.poll(1) for _ in range(PATIENCE)), f'no answer in {PATIENCE} s: a rank hangs'
@@ -62,12 +61,349 @@ def ranks(world, work, *args):
     return [out[r] for r in range(world)]
 
 
-def close(a, b, tol=1e-12):
-    assert a.shape == b.shape and (not a.numel() or float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) <= tol)
+def near(a, b, tol=1e-12):
+    assert a.shape == b.shape and (not b.numel() or float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) <= tol)
 
+
+def draw(seed, *shape, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 # ---------------------------------------------------------------- the grid
 
-LAYOUTS = [grid.parse(t) for t in '''
-    dense dp2
-'''.strip().split('\n')]
+LAYOUTS = ['dense tp4', 'dense tp4 sp', 'dense cp4 ring', 'moe dp4 ep2', 'moe pp2 cp2 ep2 gpipe ulysses', 'moe tp2 pp2 ep2 sp interleaved x2',
+           'moe pp2 cp2 ep2 zbh1 ring', 'moe tp2 pp2 sp gpipe', 'moe dp2 pp2 ep2 1f1b', 'tied dp2 cp2 ulysses', 'moe tp2 pp2 zbh1', 'tied dp2 pp2 gpipe',
+           'dense dp2 tp2 pp2 zbh1', 'moe dp2 tp2 cp2 ep8 sp ring', 'tied tp2 pp2 cp2 sp 1f1b allgather', 'moe dp2 pp2 cp2 ep2 interleaved x2 allgather']
+
+
+def agree(names, limit, dtype=torch.float64, optimizers=('sgd', 'adamw')):
+    todo = [grid.parse(n) for n in names]
+    for world in sorted({grid.size(l) for l in todo}):
+        for layout, worst, text in grid.run_grid([l for l in todo if grid.size(l) == world], world, dtype, optimizers, PATIENCE):
+            assert worst and max(worst.values()) <= limit, f'{layout["kind"]} {grid.label(layout)}: {worst} at {text}'
+
+
+def test_every_pair_is_among_the_layouts():
+    seen = set()
+    for l in map(grid.parse, LAYOUTS):
+        on = [k for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp') if l[k] > 1 or l[k] is True]
+        seen |= set(combinations(on, 2)) | {(l[k], d) for k, d in (('kind', ''), ('schedule', 'pp'), ('cp_mode', 'cp')) for d in [*on, ''] if not d or l[d] > 1}
+    dims = ['dp', 'tp', 'pp', 'cp', 'ep', 'sp']
+    assert seen >= set(combinations(dims, 2))
+    assert seen >= {(kind, d) for kind in ('dense', 'moe', 'tied') for d in ('dp', 'tp', 'pp', 'cp')}
+
+
+def test_layouts_of_4_equal_one_process():
+    agree([n for n in LAYOUTS if grid.size(grid.parse(n)) == 4], 1e-10)
+
+
+def test_layouts_of_8_equal_one_process():
+    agree([n for n in LAYOUTS if grid.size(grid.parse(n)) == 8], 1e-10)
+
+
+def test_float32():
+    agree(['dense tp2 pp2 sp 1f1b', 'tied cp2 pp2 ring zbh1', 'moe dp2 tp2 ep4'], 1e-5, torch.float32)
+
+
+def test_muon():
+    agree(['moe dp2 ep2', 'dense tp4 sp', 'tied tp2 pp2 gpipe'], 1e-10, optimizers=('sgd', 'muon'))
+
+
+def test_the_rows_are_hard():
+    """What the grid compares would show little if no picture straddled a chunk, or all ranks had the same."""
+    rows = toy.micros([toy.shards(toy.documents())], 0, micro=1)
+    ids, img, aud = torch.cat([b['ids'] for b in rows]), toy.codec.sp['img'], toy.codec.sp['aud']
+    for cp in (2, 4):
+        edge = torch.arange(1, 2 * cp) * (64 // (2 * cp))
+        assert all(((ids[:, edge - 1] == k) & (ids[:, edge] == k)).any() for k in (img, aud))
+    learn = [sum(int((b[f'{k}_w'] > 0).sum()) for k in ('txt', 'img', 'aud')) for b in rows]
+    assert any(a == b == 0 for a, b in zip(learn[::2], learn[1::2])) and len(set(learn)) > 5
+    for dp, k in ((4, img), (4, aud), (2, aud)):
+        has = (ids == k).view(dp, -1).any(1)
+        assert has.any() and not has.all()
+    doc = torch.cat([b['doc'] for b in rows])
+    assert (doc.max(1).values >= 2).sum() >= 4 and (doc == -1).any() and (doc[:, -1] >= 0).any()
+
+# ---------------------------------------------------------------- collectives
+
+# of a linear map over ranks: name, function of (x, group), input and output replicated on all ranks (and then counted once)
+MAPS = [('copy_to', copy_to, True, False), ('reduce_from', reduce_from, False, True)]
+MAPS += [(f'gather_from {dim} {partial}', lambda x, g, d=dim, p=partial: gather_from(x, g, d, p), False, not partial) for dim in range(3) for partial in (True, False)]
+MAPS += [(f'reduce_scatter_to {dim}', lambda x, g, d=dim: reduce_scatter_to(x, g, d), False, False) for dim in range(3)]
+MAPS += [(f'split_to {dim}', lambda x, g, d=dim: split_to(x, g, d), True, False) for dim in range(3)]
+MAPS += [('exchange', lambda x, g: exchange(x, g, [(g.rank + r) % g.size for r in range(g.size)], [(g.rank + r) % g.size for r in range(g.size)]), False, False)]
+
+
+def size_of_input(name, rank, world):
+    return (sum(range(world)), 4, 8) if name == 'exchange' else (8, 4, 8)
+
+
+def meaning(name, xs, rank):
+    """What this rank should hold, from the inputs of all ranks."""
+    what, dim = name.split()[0], int((name.split() + ['0'])[1])
+    n = len(xs)
+    if what == 'exchange':                        # rank r sends its rows in runs of (r + 0) % n, (r + 1) % n, ... to 0, 1, ...
+        return torch.cat([x.split([(r + i) % n for i in range(n)])[rank] for r, x in enumerate(xs)])
+    return {'copy_to': lambda: xs[rank], 'reduce_from': lambda: sum(xs), 'gather_from': lambda: torch.cat(xs, dim),
+            'reduce_scatter_to': lambda: sum(xs).chunk(n, dim)[rank], 'split_to': lambda: xs[0].chunk(n, dim)[rank]}[what]()
+
+
+def collective_worker(rank, world):
+    g, out = make_mesh(dp=world).dp, {}
+    for name, f, one_in, one_out in MAPS:
+        xs = [draw(0 if one_in else r, *size_of_input(name, r, world)[::-1]).mT.movedim(-1, 0).mT.movedim(0, 1) for r in range(world)]
+        xs = [x.reshape(size_of_input(name, r, world)).transpose(1, 2).contiguous().transpose(1, 2) for r, x in enumerate(xs)]     # not contiguous
+        x = xs[rank].clone().requires_grad_()
+        y = f(x, g)
+        assert torch.equal(y, want := meaning(name, xs, rank)) or (y - want).abs().max() < 1e-12, name
+        assert torch.equal(x, xs[rank]), f'{name}: wrote into its input'
+        dy = draw(100 if one_out else 100 + rank, *y.shape)
+        keep = dy.clone()
+        dx, = torch.autograd.grad(y, x, dy)
+        assert torch.equal(dy, keep), f'{name}: wrote into the gradient of its output, which the residual branch still reads'
+        out[name] = float((y * dy).sum()), float((x * dx).sum())
+    return out
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_collectives_mean_what_they_say_and_backward_is_the_adjoint(world):
+    out = ranks(world, collective_worker, world)
+    for name, _, one_in, one_out in MAPS:
+        ax_y, x_aty = ([o[name][i] for o in out] for i in (0, 1))
+        ax_y, x_aty = ax_y[0] if one_out else sum(ax_y), x_aty[0] if one_in else sum(x_aty)
+        assert abs(ax_y - x_aty) < 1e-11 * max(1, abs(ax_y)), name
+
+# ---------------------------------------------------------------- attention over context-parallel ranks
+
+def attention_worker(rank, cp, mode, dtype, inputs):
+    mesh = make_mesh(cp=cp, cp_mode=mode)
+    q, k, v, dy, doc = inputs
+    cols = zigzag(q.shape[2], cp, rank)
+    q, k, v = (x[:, :, cols].to(dtype).requires_grad_() for x in (q, k, v))
+    y = attention(q, k, v, attention_mask(doc, mesh, dtype), 0.3, mesh)
+    return [x.detach() for x in (y, *torch.autograd.grad(y, (q, k, v), dy[:, :, cols].to(dtype)))]
+
+
+def attention_inputs(seed, nh, nkv):
+    """Rows of 32: one document; several, so that many blocks have nothing to attend; short ones and padding."""
+    doc = torch.tensor([[0] * 32, [0] * 9 + [1] * 14 + [2] * 9, [0] * 3 + [1] * 2 + [2] * 1 + [3] * 13 + [-1] * 13], dtype=torch.int32)
+    return [draw(seed + i, 3, n, 32, 8) for i, n in enumerate((nh, nkv, nkv, nh))] + [doc]
+
+
+def attention_alone(inputs, dtype=torch.float64):
+    q, k, v, dy, doc = inputs
+    q, k, v = (x.to(dtype).requires_grad_() for x in (q, k, v))
+    y = _attend(q, k, v, attention_mask(doc, solo_mesh(), dtype), 0.3)
+    return [x.detach() for x in (y, *torch.autograd.grad(y, (q, k, v), dy.to(dtype)))]
+
+
+@pytest.mark.parametrize('mode', ['ring', 'allgather', 'ulysses'])
+@pytest.mark.parametrize('cp', [2, 4])
+def test_attention_over_ranks_equals_attention(cp, mode):
+    for nh, nkv in ((4, 4), (8, 4), (4, 1))[:2 if mode == 'ulysses' else 3]:
+        inputs = attention_inputs(7, nh, nkv)
+        want = attention_alone(inputs)
+        for rank, got in enumerate(ranks(cp, attention_worker, cp, mode, torch.float64, inputs)):
+            for a, b in zip(got, want):
+                near(a, b[:, :, zigzag(32, cp, rank)])
+
+
+def test_ring_merges_and_sums_in_float32():
+    """In bfloat16 the ring must not be less exact than plain attention in bfloat16, although it sums block by block."""
+    inputs = attention_inputs(11, 8, 2)
+    inputs = [x.bfloat16().double() if x.is_floating_point() else x for x in inputs]
+    want, plain = attention_alone(inputs), attention_alone(inputs, torch.bfloat16)
+    got = [torch.cat(x, 2)[:, :, torch.cat([zigzag(32, 4, r) for r in range(4)]).argsort()] for x in zip(*ranks(4, attention_worker, 4, 'ring', torch.bfloat16, inputs))]
+    for a, b, exact in zip(got, plain, want):
+        assert a.dtype == torch.bfloat16 and (a - exact).norm() <= 1.1 * (b - exact).norm()
+
+# ---------------------------------------------------------------- experts, the loss, the step
+
+def expert_inputs(case, rank, world, E=8, k=2, C=8):
+    n = {'empty': 0 if rank == 1 else 7}.get(case, 5 + rank)
+    x, gate = draw(rank, n, C), draw(50 + rank, n, k).abs()
+    top = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(1000 * rank + i))[:k] for i in range(n)]) if n else torch.zeros(0, k, dtype=torch.int64)
+    return x, gate, torch.arange(k).expand(n, k) if case == 'two' else top
+
+
+def expert_worker(rank, world, case):
+    mesh, (x, gate, top) = make_mesh(dp=world, ep=world), expert_inputs(case, rank, world)
+    mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    args = [t.requires_grad_() for t in (x, gate, draw(90, 8, 16, 8)[mine].clone(), draw(91, 8, 8, 16)[mine].clone())]
+    y = moe(args[0], top, args[1], args[2], args[3], torch.relu, mesh)
+    (y * draw(200 + rank, *y.shape)).sum().backward()
+    return y.detach(), [t.grad for t in args]
+
+
+@pytest.mark.parametrize('case', ['random', 'two', 'empty'])
+@pytest.mark.parametrize('world', [2, 4])
+def test_experts_over_ranks_equal_a_loop(world, case):
+    """Also where all tokens go to two experts (the others get zeros, not None), and where a rank has no token."""
+    got = ranks(world, expert_worker, world, case)
+    w1, w2 = draw(90, 8, 16, 8).requires_grad_(), draw(91, 8, 8, 16).requires_grad_()
+    for rank, (y, (dx, dgate, _, _)) in enumerate(got):
+        x, gate, top = expert_inputs(case, rank, world)
+        x.requires_grad_(), gate.requires_grad_()
+        rows = [sum(gate[i, j] * (w2[e] @ torch.relu(w1[e] @ x[i])) for j, e in enumerate(top[i].tolist())) for i in range(len(x))]
+        want = torch.stack(rows) if rows else x
+        (want * draw(200 + rank, *want.shape)).sum().backward()
+        near(y, want.detach())
+        near(dx, x.grad if rows else torch.zeros_like(x)), near(dgate, gate.grad if rows else torch.zeros_like(gate))
+    for i, w in ((2, w1), (3, w2)):
+        near(torch.cat([grads[i] for _, grads in got]), w.grad)
+
+
+def loss_worker(rank, world, inputs):
+    mesh = make_mesh(tp=world)
+    h, weight, y, w = inputs
+    n = -(-len(weight) // world)
+    h, mine = h.clone().requires_grad_(), weight[rank * n:(rank + 1) * n].clone()
+    mine.spec = type('', (), dict(blocks=((rank * n, len(mine)),)))
+    loss, nll = linear_cross_entropy(copy_to(h, mesh.tp), mine.requires_grad_(), y, w, mesh, 0.01, 5.0, chunk=4)
+    (3 * loss).backward()
+    return loss.detach(), nll, h.grad, mine.grad
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_loss_over_a_vocabulary_that_does_not_divide(world):
+    h, weight, y, w = draw(1, 10, 8), draw(2, 13, 8) * 3, torch.randint(13, (10,), generator=torch.Generator().manual_seed(3)), draw(4, 10).abs()
+    w[[2, 7]] = 0
+    got = ranks(world, loss_worker, world, (h, weight, y, w))
+    h, weight = h.requires_grad_(), weight.requires_grad_()
+    logits = 5 * torch.tanh(h @ weight.T / 5)
+    lse = logits.logsumexp(1)
+    nll = lse - logits.gather(1, y[:, None])[:, 0]
+    loss = (w * (nll + 0.01 * lse ** 2)).sum()
+    (3 * loss).backward()
+    for a in got:
+        near(a[0], loss.detach()), near(a[1], nll.detach()), near(a[2], h.grad)
+        assert not a[2][[2, 7]].any()
+    near(torch.cat([a[3] for a in got]), weight.grad)
+
+
+def nan_worker(rank):
+    mesh = make_mesh(tp=2, n_kv_head=2)
+    opt = Optimizer(build(grid.config('dense'), mesh, 7), mesh, torch.float64)
+    before = torch.cat([u.master for u in opt.units])
+    for bad in (True, False):
+        for u in opt.units:
+            u.grad.fill_(1e-3)
+        opt.units[2].grad[5] = float('nan') if bad and rank == 1 else 1e-3
+        norm = opt.step(0.1)
+        assert (norm != norm) == bad and opt.t == (not bad) and bad == torch.equal(before, torch.cat([u.master for u in opt.units]))
+    return norm
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all():
+    a, b = ranks(2, nan_worker)
+    assert a == b
+
+# ---------------------------------------------------------------- the table of parameters
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """mesh of any rank of any layout, without processes"""
+    def mesh(rank, **sizes):
+        for name, value in (('is_initialized', True), ('get_rank', rank), ('new_group', None)):
+            monkeypatch.setattr(dist, name, lambda *a, value=value: value)
+        return make_mesh(**sizes)
+    return mesh
+
+
+@pytest.mark.parametrize('kind', ['dense', 'moe', 'tied'])
+def test_initial_weights_never_depend_on_the_layout(as_rank, kind):
+    """Bits; and the slices of all ranks cover each parameter as often as its Spec says."""
+    cfg = grid.config(kind)
+    whole = {n: p.detach() for n, p in build(cfg, solo_mesh(), 7)[0].named_parameters()}
+    for world in (2, 4, 8):
+        for l in grid.layouts(world, 'all'):
+            if l['kind'] != kind or l['schedule'] in ('gpipe', 'zbh1'):
+                continue
+            seen, copies = {n: torch.zeros(p.shape) for n, p in whole.items()}, {}
+            for rank in range(world):
+                mesh = as_rank(rank, **{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie)
+                for m in build(cfg, mesh, 7, l['v']):
+                    for n, p in m.named_parameters():
+                        assert p.spec.name == n and torch.equal(p, p.spec.local(whole[n])), (l, n)
+                        for o, k in p.spec.blocks or ((0, whole[n].shape[p.spec.dim]),):
+                            seen[n].narrow(p.spec.dim, o, k).add_(1)
+                        copies[n] = p.spec.copies
+            assert all((seen[n] == copies[n]).all() for n in whole), (l, [n for n in whole if not (seen[n] == copies[n]).all()])
+
+# ---------------------------------------------------------------- layouts that cannot work
+
+GOOD = dict(world=8, n_layer=4, n_head=8, n_kv_head=2, ff=64, flow_width=32, T=64, rows=8)
+MOE = dict(n_expert=8, shared_ff=32)
+
+
+@pytest.mark.parametrize('bad, says, good', [
+    (dict(tp=0), 'at least 1', dict(tp=1)),
+    (dict(dp=-1), 'at least 1', dict(dp=0)),
+    (dict(dp=3), 'number of processes, 8.*be 8', dict(dp=8)),
+    (dict(tp=2, pp=3), 'number of processes, 8.*be 8', dict(pp=4)),
+    (dict(tp=8, n_head=4), r'tp=8 .*n_head=4: use tp of 1, 2, 4$', dict(tp=4)),
+    (dict(world=6, tp=3, n_head=6, rows=6, ff=48, flow_width=48), r'n_kv_head=2.*use tp of 1, 2$', dict(tp=2)),
+    (dict(tp=4, ff=62), r'ff=62.*use tp of 1, 2$', dict(tp=2)),
+    (dict(tp=4, flow_width=18), r'flow_width=18.*use tp of 1, 2$', dict(tp=2)),
+    (dict(tp=4, **MOE | dict(shared_ff=18)), r'shared_ff=18.*use tp of 1, 2$', dict(tp=2)),
+    (dict(pp=8), r'n_layer=4: use pp up to 4$', dict(pp=4)),
+    (dict(pp=4, v=2), r'2 chunks.*use pp up to 2$', dict(pp=2)),
+    (dict(ep=2), 'without experts: set n_expert, or ep=1', dict(ep=1)),
+    (dict(ep=8, n_expert=4, shared_ff=32), r'n_expert=4: use ep of 1, 2, 4$', dict(ep=4)),
+    (dict(pp=4, ep=4, **MOE), r'dp\*cp\*tp=2: use ep of 1, 2$', dict(ep=2)),
+    (dict(cp=8, T=72), r'2\*cp=16: use a multiple, such as 80$', dict(T=80)),
+    (dict(tp=8, sp=True, T=60), r'block_size of 64$', dict(T=64)),
+    (dict(tp=8, T=60, **MOE), r'block_size of 64$', dict(T=64)),
+    (dict(rows=9), r'9 rows per step do not divide by dp=8: use a tokens_per_step of 1024$', dict(rows=16)),
+    (dict(cp_mode='star'), 'use ring, allgather or ulysses', dict(cp_mode='ring')),
+    (dict(cp=4, cp_mode='ulysses'), r'use cp_mode=ring$', dict(cp_mode='ring')),
+])
+def test_layouts_that_cannot_work_are_refused_with_sizes_that_do(bad, says, good):
+    with pytest.raises(ValueError) as e:
+        check_layout(**{**GOOD, **bad})
+    assert re.search(says, str(e.value)) and '\n' not in str(e.value)
+    l = {**GOOD, **bad, **good}
+    assert check_layout(**l) == l['world'] // (l.get('tp', 1) * l.get('pp', 1) * l.get('cp', 1))
+
+
+def test_all_layouts_of_the_grid_pass():
+    for world in (2, 4, 8):
+        for l in grid.layouts(world, 'all'):
+            sizes = {k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'v', 'sp', 'cp_mode')}
+            assert check_layout(**{**GOOD, **sizes, 'world': world}, **MOE if l['kind'] == 'moe' else {}) == l['dp']
+
+# ---------------------------------------------------------------- train.py
+
+RUN = [*TINY, '--n_layer=2', '--n_head=4', '--n_kv_head=2', '--n_expert=4', '--top_k=2', '--moe_balance=0.05', '--max_steps=4', '--dtype=float64', '--muon=false']
+
+
+@pytest.fixture(scope='module')
+def alone(machine):  # noqa: F811
+    return train(machine, 'alone')
+
+
+def train(machine, name, *flags, world=1):  # noqa: F811
+    """-> records of metrics.jsonl without the times, {name: tensor} of the last checkpoint."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = lambda r: {'RANK': str(r), 'WORLD_SIZE': str(world), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)} if world > 1 else {}
+    out = machine.path / name
+    for r in [machine.wait(j) for j in [machine.start('train.py', *RUN, f'--out_dir={out}', *flags, env=env(r)) for r in range(world)]]:
+        assert r.code == 0, r.err
+    records = [{k: v for k, v in json.loads(line).items() if k not in ('ms', 'tok_s')} for line in open(out / 'metrics.jsonl')]
+    ck = Checkpoint(next(Path(out).glob('step_*')))
+    return records, {n: ck.full(n) for n in ck.names}
+
+
+@pytest.mark.parametrize('flags', ['--micro_rows=1', '--dp=2 --micro_rows=1', '--tp=2 --sp=true --ep=2', '--pp=2 --micro_rows=2', '--cp=2 --ep=2'])
+def test_train_py_equals_one_process(machine, alone, flags):  # noqa: F811
+    """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' balancing bias in the checkpoint."""
+    records, tensors = train(machine, flags.replace(' ', ''), *flags.split(), world=2 if '2 --' in flags + ' --' and flags != '--micro_rows=1' else 1)
+
+    def flat(x):
+        return [v for y in (x.values() if isinstance(x, dict) else x) for v in (flat(y) if isinstance(y, (dict, list)) else [y])]
+    assert [list(r) for r in records] == [list(r) for r in alone[0]]
+    near(torch.tensor(flat(records), dtype=torch.float64), torch.tensor(flat(alone[0]), dtype=torch.float64), 1e-10)
+    assert tensors.keys() == alone[1].keys() and any(n.endswith('.bias') and x.any() for n, x in tensors.items())
+    for n, x in alone[1].items():
+        near(tensors[n], x, 1e-8)

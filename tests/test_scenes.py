@@ -178,11 +178,11 @@ def test_documents_literally():
         doc = P.document(i, 'train', C)
         e = C.encode(doc)
         text, n = C.untext(e['ids']), len(e['ids'])
-        assert n <= 200 and e['ids'][-1] == sp['eot'] and e['w'][-1] == 1
+        assert n <= 320 and e['ids'][-1] == sp['eot'] and e['w'][-1] == 1
         text = re.sub(r'(<img>)+', '<I>', re.sub(r'(<aud>)+', '<A>', text))
         name = r'(circle|square|triangle|cross|ring|\d)'
         turn = r'<user>[^<]+(<point><\d+><\d+>)?<assistant>([^<]+|<point>(<\d+>){2}|<box>(<\d+>){4})<eot>'
-        forms = dict(ask=rf'<boi><\d+><\d+><I><eoi>({turn}){{1,4}}',
+        forms = dict(ask=rf'<boi><\d+><\d+><I><eoi>({turn}){{1,7}}',
                      draw=rf'<user>(draw: a \w+ {name}( and a \w+ {name})?)?<assistant><boi><4><4><I><eoi><eot>',
                      notes=r'<user><boa><A><eoa>notes\?<assistant>[A-G]( [A-G]){0,3}<eot>',
                      play=r'<user>(play: [A-G]( [A-G]){0,3})?<assistant><boa><A><eoa><eot>')
@@ -206,13 +206,14 @@ def test_documents_literally():
 
 def test_documents_are_short_and_shared_out():
     docs = [C.encode(P.document(i, 'train', C)) for i in range(1500)]
-    assert 60 < np.mean([len(d['ids']) for d in docs]) < 90
+    n = np.array([len(d['ids']) for d in docs])
+    assert 60 < n.mean() < 150 and (n > 256).mean() < .01                # hardly any is cut by a row of 256
     start = Counter(int(d['ids'][0]) for d in docs)
-    assert abs(start[C.sp['boi']] / 1500 - .61) < .05
+    assert abs(start[C.sp['boi']] / 1500 - (1 - P.p_draw - P.p_notes - P.p_play)) < .04
     asked = [d for d in docs if d['ids'][0] == C.sp['boi']]
     assert .05 < np.mean([d['w'][1] for d in asked]) < .15
     drawn = [C.untext(d['ids']) for d in docs if d['ids'][0] == C.sp['user'] and len(d['patches'])]
-    assert .05 < np.mean([t.startswith('<user><assistant>') for t in drawn]) < .16
+    assert .04 < np.mean([t.startswith('<user><assistant>') for t in drawn]) < .18
 
 def combinations(doc):
     """What a document shows or says: coloured things, bars and melodies."""

@@ -82,8 +82,7 @@ class _RMSNorm(torch.autograd.Function):
     """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); statistics in float32."""
     @staticmethod
     def forward(ctx, x, gain):
-        n, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(n).add_(1e-6).rsqrt_().to(x.dtype)
+        r = (x * x).mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).add_(1e-6).rsqrt_().to(x.dtype)
         y = x * r
         ctx.save_for_backward(y, r, gain)
         return y if gain is None else y * gain
@@ -100,26 +99,16 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotary positions (Su et al. 2021). x (B, T, n, hd), cos and sin (B, T, 1, hd/2); the backward turns the other way."""
+    """Rotary positions (Su et al. 2021). x (B, T, n, hd); cos (B, T, 1, hd) twice the cosines, sin minus and plus the sines; the backward turns back."""
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _Rotate.turn(x, cos, sin, 1)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
     @staticmethod
     def backward(ctx, dy):
-        return _Rotate.turn(dy, *ctx.saved_tensors, -1), None, None
-
-    @staticmethod
-    def turn(x, cos, sin, sign):
-        h = x.shape[-1] // 2
-        a, b = x[..., :h], x[..., h:]
-        if torch.compiler.is_compiling():                                      # the compiler fuses this itself, and knows no out= on views
-            return torch.cat((a * cos - b * (sign * sin), b * cos + a * (sign * sin)), -1)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        torch.mul(a, cos, out=y[..., :h]).addcmul_(b, sin, value=-sign)
-        torch.mul(b, cos, out=y[..., h:]).addcmul_(a, sin, value=sign)
-        return y
+        cos, sin = ctx.saved_tensors
+        return torch.addcmul(dy * cos, dy.roll(dy.shape[-1] // 2, -1), sin, value=-1), None, None
 
 
 def activation(h, act):
@@ -352,7 +341,8 @@ class Muse(nn.Module):
         hd = self.cfg.hd
         freq = self.cfg.rope_base ** (-torch.arange(0, hd, 2, device=b['pos'].device, dtype=torch.float32) / hd)
         angle = b['pos'][:, :, None, None].float() * freq                        # (B, T, 1, hd/2)
-        return {'cos': angle.cos().to(dtype), 'sin': angle.sin().to(dtype), 'mask': attention_mask(b['doc'], self.mesh, dtype), 'kind': b.get('kind')}
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        return {'cos': torch.cat((cos, cos), -1), 'sin': torch.cat((-sin, sin), -1), 'mask': attention_mask(b['doc'], self.mesh, dtype), 'kind': b.get('kind')}
 
     def losses(self, x, b):
         """

@@ -101,7 +101,7 @@ class Optimizer:
                     self.runs[-1][1] = slice(self.runs[-1][1].start, s.stop)   # neighbours of one kind: one call
                 else:
                     self.runs.append([u, s, p.spec.kind])
-        self.steps = torch.zeros((), dtype=torch.float32)
+        self.steps = torch.zeros((), dtype=torch.float32, device=self.units[0].grad.device)
 
     # -------- gradients
 
@@ -159,12 +159,13 @@ class Optimizer:
         if math.isfinite(norm):
             self.t += 1
             self.steps.fill_(self.t)
-            scale = torch.tensor(max(norm / self.clip, 1.0) if self.clip else 1.0)
-            for u, s, kind in self.runs:
-                torch._fused_adamw_([u.master[s]], [u.grad[s]], [u.m[s]], [u.v[s]], [], [self.steps.to(u.grad.device)], amsgrad=False,
-                                    lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0], beta2=self.betas[1],
-                                    weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False,
-                                    grad_scale=scale.to(u.grad.device))
+            scale = torch.tensor(max(norm / self.clip, 1.0) if self.clip else 1.0, device=self.steps.device)
+            for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
+                mine = [(u, s) for u, s, k in self.runs if k == kind]
+                lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'grad', 'm', 'v')]
+                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
+                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False,
+                                    grad_scale=scale)
             self._muon(lr)
             for u in self.units:
                 if u.param is not u.master:

@@ -399,16 +399,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = F.linear(h[s], weight).to(out.dtype)
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
-            top = all_reduce(logits.amax(1), g, dist.ReduceOp.MAX)
-            e = (logits - top[:, None]).exp_()
             at = y[s] - first
             mine = (at >= 0) & (at < logits.shape[1])
             at = at.clamp(0, logits.shape[1] - 1)[:, None]
-            part = all_reduce(torch.stack([e.sum(1), logits.gather(1, at)[:, 0] * mine]), g)
-            lse = part[0].log() + top
-            out[0, s], out[1, s] = lse - part[1], lse
+            if g.size == 1:
+                p = torch.log_softmax(logits, 1)
+                nll = -p.gather(1, at)[:, 0]
+                lse = logits.gather(1, at)[:, 0] + nll
+                p = p.exp_()
+            else:
+                top = all_reduce(logits.amax(1), g, dist.ReduceOp.MAX)
+                p = (logits - top[:, None]).exp_()
+                part = all_reduce(torch.stack([p.sum(1), logits.gather(1, at)[:, 0] * mine]), g)
+                lse = part[0].log() + top
+                nll, p = lse - part[1], p.div_(part[0][:, None])
+            out[0, s], out[1, s] = nll, lse
             if grad:
-                d = e.mul_(((1 + 2 * z_loss * lse) * w[s] / part[0])[:, None])
+                d = p.mul_(((1 + 2 * z_loss * lse) * w[s])[:, None])
                 d.scatter_add_(1, at, (-w[s] * mine)[:, None].to(d.dtype))
                 if softcap:
                     d *= 1 - (logits / softcap).square()

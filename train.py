@@ -357,7 +357,7 @@ while step < max_steps:
     if step % log_every == 0 or step == max_steps:
         now = time.time()
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
-        sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), device=device)) for k in ('txt', 'img', 'aud')])
+        sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
         txt, img, aud = all_reduce(all_reduce(sums, mesh.pp), mesh.dpcp).tolist()               # only the last stage has something to add
         gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
@@ -410,16 +410,16 @@ def skill_table(n):
                 continue
             made = skill in ('draw', 'play', 'say')
             result = []
-            for blind in (False,) if made else (False, True):
-                if ps and ps[0].get('choices'):
-                    docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
-                    logp = np.array(score(net, codec, docs, blind)).reshape(len(ps), -1)
-                    outs = [{'text': p['choices'][i]} for p, i in zip(ps, logp.argmax(1))]
-                else:
-                    outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
-                                    guide=1.5 if made else 1.0, unprompted=empty if made else None)
-                    for o in outs:
-                        o['audio'] = [unmel(f) for f in o['audio']]
+            if ps and ps[0].get('choices'):        # by how much the picture raises the log-probability of each candidate, per token; blind: that itself
+                docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
+                seen, unseen, size = (np.array(x, float).reshape(len(ps), -1) for x in (
+                    score(net, codec, docs), score(net, codec, docs, True), [d['w'].sum() for d in docs]))
+                result = [100 * float(np.mean([p['choices'][i] == p['answer'] for p, i in zip(ps, s.argmax(1))])) for s in ((seen - unseen) / size, unseen / size)]
+            for blind in () if result else (False,) if made else (False, True):
+                outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
+                                guide=1.5 if made else 1.0, unprompted=empty if made else None)
+                for o in outs:
+                    o['audio'] = [unmel(f) for f in o['audio']]
                 result.append(100 * float(np.mean([task.verify(p, o) for p, o in zip(ps, outs)])))
             blind = f'{result[1]:6.1f}%' if len(result) > 1 else '      -'
             say(f'{skill:>12s}   {result[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')

@@ -4,7 +4,7 @@ Real data, one model: Shakespeare's plays, 1,600 emoji with names, recorded Engl
     python train.py config/train_real.py
     python train.py config/train_real.py --fsdd=free-spoken-digit-dataset/recordings
 
-2 CPU cores, about 18 minutes. Ends with the losses on held-out plays, emoji and recordings, and a table of skills beside their blind controls.
+2 CPU cores, about 17 minutes. Ends with the losses on held-out plays, emoji and recordings, and a table of skills beside their blind controls.
 """
 out_dir = 'out-real'
 tokenizer = 'bytes'
@@ -15,7 +15,7 @@ n_embd = 192
 block_size = 256
 tokens_per_step = 4096
 micro_rows = 16
-max_steps = 4200
+max_steps = 3000
 warmup = 100
 save_every = 500
 eval_docs = 0

@@ -114,6 +114,21 @@ def test_what_asks_inside_the_object():
         o = min(read(img), key=lambda o: np.hypot(o['centre'][0] - x, o['centre'][1] - y))
         assert p['answer'] == f"{o['colour']} {o['kind']}"
 
+def test_relations_literally():
+    def asked(*objs):
+        sc = S.Scene(np.zeros((40, 40, 3), np.uint8), [S.Obj(*o) for o in objs])
+        found = [S.relation(rng, sc, C) for rng in rngs(60)]
+        return {(*q, *a) for q, a, _ in filter(None, found)}
+    square = 'blue', 'square', 20, 1, 9, 9
+    assert asked(('red', 'circle', 1, 2, 12, 12), square) == {       # left by 17, lower by 2.5: too little to ask
+        ('is red left of blue?', 'yes'), ('is blue left of red?', 'no'),
+        ('is red larger than blue?', 'yes'), ('is blue larger than red?', 'no')}
+    assert asked(('red', 'cross', 20, 20, 12, 12), square) == {      # a cross is wider but hardly larger
+        ('is blue above red?', 'yes'), ('is red above blue?', 'no')}
+    assert asked(('red', '3', 20, 2, 9, 15), ('blue', 'square', 20, 3, 5, 5)) == set()
+    assert asked(('blue', 'ring', 1, 1, 9, 9), square) == {
+        ('is blue ring left of blue square?', 'yes'), ('is blue square left of blue ring?', 'no')}
+
 @pytest.mark.parametrize('n_loc', [64, 1000])
 def test_points_and_boxes_say_where_it_is(n_loc):
     codec, n = Codec('bytes', n_loc), 0

@@ -59,7 +59,7 @@ MODEL = dict(vocab_size=512, hidden_size=128, intermediate_size=320, num_hidden_
 BLOCK, ROWS = 256, 8
 # layout -> rows of a microbatch on one rank, microbatches, what is to be replaced in the peer: (file, old, new)
 SYNC = ('train.py', 'if pgm.process_group_manager.dp_world_size > 1:', 'if pgm.process_group_manager.cp_dp_world_size > 1:')
-LAYOUTS = {'dp2': (4, 1, []), 'tp2': (8, 1, []), 'pp2': (2, 4, []), 'cp2': (8, 1, [SYNC]), 'cp2 as is': (8, 1, [])}
+LAYOUTS = {'dp2': (4, 1, []), 'tp2': (8, 1, []), 'pp2': (2, 4, []), 'cp2': (8, 1, [SYNC])}
 CUDA = ('picotron/utils.py', "device='cuda'", "device='cpu'")
 
 # The script that torchrun starts for the peer, in its copy: stand-ins for what its train.py imports, then train.py itself.
@@ -120,8 +120,12 @@ def launch(name, interpreter, cmd, cwd, world=2):
     try:
         out, why = run.communicate(timeout=LIMIT)[0], f'ended with status {run.returncode}'
     except subprocess.TimeoutExpired:
-        run.send_signal(signal.SIGTERM)          # torchrun takes its workers with it
+        run.terminate()                          # torchrun takes its workers with it
         out, why = run.communicate()[0], f'was not done after {LIMIT} s'
+    except BaseException:
+        run.terminate()
+        run.communicate()
+        raise
     if run.returncode:
         print(out[-3000:])
         finish(False, why=f'{name} {why}, see above')
@@ -142,12 +146,12 @@ def ours(layout, tmp, world=2, steps=steps):
     sizes.add(int(re.search(r'model: ([\d,]+) parameters', log)[1].replace(',', '')))
     return [(r['step'], r['loss'], r['ms']) for r in map(json.loads, open(out / 'metrics.jsonl')) if 'ms' in r]
 
-def theirs(layout, tmp):
+def theirs(layout, tmp, as_is=False):
     """-> [(step, loss, ms)]"""
     rows, micros, patches = LAYOUTS[layout]
     copy = Path(tempfile.mkdtemp(dir=tmp))
     shutil.copytree(peer, copy, ignore=shutil.ignore_patterns('.git', 'assets'), dirs_exist_ok=True)
-    for file, old, new in [CUDA, *patches]:
+    for file, old, new in [CUDA, *([] if as_is else patches)]:
         text = (copy / file).read_text()
         if old not in text:
             finish(False, why=f'--peer={peer} is another version: {old!r} is not in {file}')
@@ -175,13 +179,14 @@ def figures(runs):
 
 if steps <= SKIP:
     finish(False, why=f'--steps={steps}: the first {SKIP} steps are left out, take more')
-chosen = [x for x in LAYOUTS if not layouts or x[:3] in layouts.split(',')]
+chosen = [x for x in LAYOUTS if not layouts or x in layouts.split(',')]
 if set(layouts.split(',')) - set(LAYOUTS) - {''}:
     finish(False, why=f'--layouts={layouts}: take some of dp2,tp2,pp2,cp2')
 if peer and not (Path(peer) / 'picotron' / 'process_group_manager.py').is_file():
     finish(False, why=f'--peer={peer} is no checkout of picotron: {GET}')
 
 STEM, sizes, results = f'bench_picotron_{os.getpid()}', set(), {}
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))    # so that what was made is taken away
 try:
     with tempfile.TemporaryDirectory() as tmp:
         tmp, rng = Path(tmp), np.random.default_rng(0)
@@ -189,14 +194,15 @@ try:
         (tmp / f'{STEM}.txt').write_text(' '.join(words[i] for i in (rng.random(40000) ** 3 * 300).astype(int)))
         ours('dp2', tmp, world=1, steps=1)      # makes the shards of the text
         for layout in chosen:
-            if not peer and layout == 'cp2 as is':
-                continue
-            logs = {'ours': [], 'peer': []}
+            runs = {'ours': [], 'peer': [], 'as is': []}
             for turn in range(turns):
-                for name, measure in (('ours', ours), ('peer', theirs))[:2 if peer else 1]:
-                    logs[name].append(measure(layout, tmp))
-                    print(f'{layout}, {name}, run {turn + 1}: {figures(logs[name][-1:])[0]:.1f} ms per step', flush=True)
-            results[layout] = [figures(x) for x in logs.values() if x]
+                for name, log in runs.items():
+                    if name == 'ours' or peer and (name == 'peer' or LAYOUTS[layout][2]):
+                        log.append(ours(layout, tmp) if name == 'ours' else theirs(layout, tmp, name == 'as is'))
+                        print(f'{layout}, {name}, run {turn + 1}: {figures(log[-1:])[0]:.1f} ms per step', flush=True)
+            results[layout] = [figures(runs['ours'])] + [figures(runs['peer'])] * bool(peer)
+            if runs['as is']:
+                results[f'{layout} as is'] = [figures(runs['ours']), figures(runs['as is'])]
 finally:
     for shards in (ROOT / 'data' / 'shakespeare').glob(f'shards-*-{STEM}-*'):      # of our text, made by train.py
         shutil.rmtree(shards, ignore_errors=True)

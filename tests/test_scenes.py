@@ -125,7 +125,7 @@ def test_relations_literally():
         ('is red larger than blue?', 'yes'), ('is blue larger than red?', 'no')}
     assert asked(('red', 'cross', 20, 20, 12, 12), square) == {      # a cross is wider but hardly larger
         ('is blue above red?', 'yes'), ('is red above blue?', 'no')}
-    assert asked(('red', '3', 20, 2, 9, 15), ('blue', 'square', 20, 3, 5, 5)) == set()
+    assert asked(('red', '3', 20, 2, 9, 15), ('blue', 'square', 20, 7, 5, 5)) == set()
     assert asked(('blue', 'ring', 1, 1, 9, 9), square) == {
         ('is blue ring left of blue square?', 'yes'), ('is blue square left of blue ring?', 'no')}
 

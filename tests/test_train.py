@@ -6,6 +6,8 @@ Runs are children forked from one process that has torch loaded (this file, run 
 that has small shards of its own. A hook breaks a run from inside at an exact place: see HOOKS.
 """
 import errno
+import gc
+import io
 import itertools
 import json
 import math
@@ -143,7 +145,8 @@ def child(job):
     except BaseException:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush(), sys.stderr.flush()
+    for f in gc.get_objects():                        # what the script left open is flushed, as at the end of a process
+        f.flush() if isinstance(f, io.IOBase) and not f.closed and f.writable() else None
     os._exit(code & 255)
 
 def serve():
@@ -253,7 +256,7 @@ def whole(machine):
     """The uninterrupted run of 12 steps, with experts, evaluated and saved at 4, 8 and 12."""
     out = machine.path / 'whole'
     r = machine.train(out, *MOE)
-    assert r.code == 0, r.err
+    assert r.code == 0 and list(metrics(out)[0]) == [*range(1, 13)], r.err
     bias = contents(out / 'step_00000012')[1]['buffer/blocks.1.mlp.bias']
     assert steps(out) == [4, 8, 12] and bias.abs().max() > 1e-3 and bias.std() > 0      # else it would prove little
     return out
@@ -305,7 +308,7 @@ def saves(machine):
     r = machine.train(out, *SAVES, kill=dict(n=0, log=str(machine.path / 'calls')))
     calls = [line.split(maxsplit=1) for line in (machine.path / 'calls').read_text().splitlines()]
     ends = [int(i) for i, c in calls if c.startswith('rename step_')]
-    assert r.code == 0 and steps(out) == [3] and len(ends) == 2
+    assert r.code == 0 and steps(out) == [3] and len(ends) == 2 and list(metrics(out)[0]) == [1, 2, 3]
     assert contents(out / 'best')[0]['step'] == 3       # a better one replaced it each time
     return out, [(int(i), c) for i, c in calls if ends[0] < int(i) <= ends[1] + 1]
 

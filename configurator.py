@@ -63,7 +63,7 @@ def configure(space, argv=None):
             if key in values or not (key[0] == '_' or callable(value) or type(value) is type(sys)):
                 assign(key, value, f'{arg}: {key} = {value!r}', is_text=False)
     for arg in [a for a in argv if a.startswith('-')]:
-        key, equals, value = arg.lstrip('-').partition('=')
+        key, equals, value = (arg + '=true' * (values.get(arg[2:]) is False)).lstrip('-').partition('=')  # a switch
         if not (arg.startswith('--') and equals):
             fail(f'{arg!r} is no flag with a value: write --{key or "key"}=value, without spaces')
         assign(key, value, arg, is_text=True)

@@ -46,6 +46,9 @@ class ModelConfig:
     dense_layers: int = 1         # the first layers stay dense
 
     def __post_init__(self):
+        for k in ('vocab_size', 'n_layer', 'n_head', 'n_embd', 'top_k', 'flow_width'):
+            if getattr(self, k) < 1:
+                raise ValueError(f'{k}={getattr(self, k)}: it must be at least 1')
         self.n_kv_head = self.n_kv_head or self.n_head
         self.ff = self.ff or (4 * self.n_embd if self.act == 'relu2' else -(-8 * self.n_embd // 96) * 32)
         self.expert_ff, self.shared_ff = self.expert_ff or self.ff // self.top_k, self.shared_ff or self.ff // self.top_k

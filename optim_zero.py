@@ -12,7 +12,7 @@ A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.jso
 written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
     python optim_zero.py inspect DIR     lists and verifies what is inside
 """
-import json, math, os, shutil, sys, zlib
+import ctypes, json, math, os, shutil, sys, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -42,10 +42,10 @@ class Unit:
 
 def make_units(model, dtype):
     """One unit per block, one per experts of a layer, one for what comes before and one for what comes after the blocks; split by `sums`."""
-    groups = {}
-    for name, p in model.named_parameters():
+    groups = {}                                # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
+    for name, p in model.named_parameters():   # so that copies in one unit with it would drift apart
         part = name.split('.')
-        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'image_in', 'audio_in', 'coord_in') else 'heads'
+        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [Unit(f'{where}[{"+".join(sums)}]', ps, dtype) for (where, sums), ps in groups.items()]
 
@@ -159,13 +159,13 @@ class Optimizer:
         if math.isfinite(norm):
             self.t += 1
             self.steps.fill_(self.t)
-            scale = torch.tensor(max(norm / self.clip, 1.0) if self.clip else 1.0, device=self.steps.device)
+            if self.clip and norm > self.clip:
+                torch._foreach_mul_([u.grad for u in self.units], self.clip / norm)
             for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
                 mine = [(u, s) for u, s, k in self.runs if k == kind]
                 lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'grad', 'm', 'v')]
                 torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
-                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False,
-                                    grad_scale=scale)
+                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False)
             self._muon(lr)
             for u in self.units:
                 if u.param is not u.master:
@@ -180,22 +180,22 @@ class Optimizer:
         grads, moms = [u.grad[s] for u, p, s in self.matrices], [u.m[s] for u, p, s in self.matrices]
         torch._foreach_lerp_(moms, grads, 1 - self.momentum)
         torch._foreach_lerp_(grads, moms, self.momentum)                       # the gradient is not needed any more
-        batch = {}                                                             # shape -> [(index of the parameter, its matrices)]
+        batch = {}                                                             # shape -> [(parameter, part, its matrices)]
         for i, (u, p, s) in enumerate(self.matrices):
             g = grads[i].view_as(p)
             if p.spec.blocks and 'edp' not in p.spec.sums:                     # Muon on slices is not Muon: make the matrix whole
                 g = self._gather(g, p.spec)
-            for m in split_matrices(g, p.spec):
-                batch.setdefault(tuple(m.shape[-2:]), []).append((i, m))
+            for j, m in enumerate(split_matrices(g, p.spec)):
+                batch.setdefault(tuple(m.shape[-2:]), []).append((i, j, m))
         done = {}
         for (rows, cols), items in batch.items():
-            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for _, m in items]))
+            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for *_, m in items]))
             o = o * max(1, rows / cols) ** 0.5                                  # the same spectral size per input, whatever the shape
-            for (i, m), x in zip(items, o.split([m.numel() // (rows * cols) for _, m in items])):
-                done.setdefault(i, []).append(x.reshape(m.shape))
+            for (i, j, m), x in zip(items, o.split([m.numel() // (rows * cols) for *_, m in items])):
+                done.setdefault(i, {})[j] = x.reshape(m.shape)
         new = []
         for i, (u, p, s) in enumerate(self.matrices):
-            full = torch.cat(done[i]) if len(done[i]) > 1 else done[i][0]
+            full = torch.cat([done[i][j] for j in range(len(done[i]))]) if len(done[i]) > 1 else done[i][0]
             new.append((p.spec.local(full) if full.shape == p.spec.shape else full).to(u.master.dtype).flatten())
         masters = [u.master[s] for u, p, s in self.matrices]
         torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
@@ -242,6 +242,22 @@ def _fsync(path):
     os.close(fd)
 
 
+def _replace(tmp, final):
+    """Give the folder tmp the name final; what had that name gets the name tmp. At no moment is there none (Linux: renameat2 with RENAME_EXCHANGE)."""
+    if not final.exists():
+        os.rename(tmp, final)
+    elif not hasattr(libc := ctypes.CDLL(None), 'renameat2') or libc.renameat2(-100, os.fsencode(tmp), -100, os.fsencode(final), 2):
+        old = final.with_name(f'.{final.name}.old')
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+        try:
+            os.rename(tmp, final)
+        except OSError:
+            os.rename(old, final)
+            raise
+        os.rename(old, tmp)
+
+
 def writes(spec, mesh):
     """Of the ranks that hold the same slice, one writes it."""
     if 'edp' in spec.sums:
@@ -281,17 +297,14 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
             dist.all_gather_object(all_entries, entries)
         if mesh.world.rank == 0:
             with open(tmp / 'manifest.json', 'w') as f:
-                json.dump(dict(meta, tensors=sum(all_entries, [])), f)
+                body = json.dumps(dict(meta, tensors=sum(all_entries, [])))
+                f.write(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
                 f.flush()
                 os.fsync(f.fileno())
             _fsync(tmp)
-            old = out / f'.{name}.old'
-            shutil.rmtree(old, ignore_errors=True)
-            if final.exists():
-                os.rename(final, old)
-            os.rename(tmp, final)
+            _replace(tmp, final)
             _fsync(out)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(tmp, ignore_errors=True)                              # holds what was there before, if there was anything
     except OSError:
         if mesh.world.rank == 0:
             shutil.rmtree(tmp, ignore_errors=True)
@@ -316,7 +329,11 @@ class Checkpoint:
     def __init__(self, path):
         self.path = Path(path)
         try:
-            self.meta = json.loads((self.path / 'manifest.json').read_text())
+            text = (self.path / 'manifest.json').read_text()
+            body, _, crc = text.rpartition(', "crc": ')
+            if not crc.endswith('}') or crc[:-1] != str(zlib.crc32((body + '}').encode())):
+                raise ValueError('the checksum of manifest.json does not match')
+            self.meta = json.loads(body + '}')
             self.parts = {}
             for e in self.meta.pop('tensors'):
                 self.parts.setdefault(e['name'], []).append(e)

@@ -388,10 +388,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     forward also makes the gradients (the loss is a plain sum).  backward: scales them.  dh is partial over tp: copy_to before.
     """
     @staticmethod
-    def forward(ctx, h, weight, y, w, mesh, z_loss, softcap, chunk):
+    def forward(ctx, h, weight, y, w, mesh, z_loss, softcap, chunk, grad):
         g = mesh.tp
         first = weight.spec.blocks[0][0] if g.size > 1 else 0
-        grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad = grad and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         dh, dw = (torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))) if grad else (None, None)
         out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
         for a in range(0, len(h), chunk):
@@ -429,12 +429,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d, _):
         dh, dw = ctx.saved_tensors
-        return dh * d.to(dh.dtype), (dw * d).to(dh.dtype), None, None, None, None, None, None
+        return dh * d.to(dh.dtype), (dw * d).to(dh.dtype), None, None, None, None, None, None, None
 
 
 def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4096):
     """h (N, C), weight (V/tp, C), targets y (N,), weights w (N,) -> weighted sum (scalar, float32) and nll (N,) in nats, no gradient."""
-    return _LinearCrossEntropy.apply(h, weight, y, w, mesh, z_loss, softcap, chunk)
+    return _LinearCrossEntropy.apply(h, weight, y, w, mesh, z_loss, softcap, chunk, torch.is_grad_enabled())
 
 
 # ---------------------------------------------------------------- attention
@@ -608,7 +608,7 @@ def expert_mlp(x, counts, w1, w2, act):
     return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts.tolist()))])
 
 
-def moe(x, top, weight, w1, w2, act, mesh, meanwhile):
+def moe(x, top, weight, w1, w2, act, mesh, meanwhile=lambda: None):
     """
     Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C), and what
     meanwhile() returned: it runs (the shared expert) while the tokens are on their way.

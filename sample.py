@@ -215,11 +215,16 @@ def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top
     out = [None] * len(prompts)
     dev, dtype = model.norm.gain.device, model.norm.gain.dtype
     eot, img, aud = codec.sp['eot'], codec.sp['img'], codec.sp['aud']
+    banned = [codec.sp['boi']] * (model.image_out is None) + [codec.sp['boa']] * (model.audio_out is None)       # it cannot make these
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]['ids']))               # neighbours of like length
     for at in range(0, len(order), batch):
         which = order[at:at + batch]
         rows = [Row(codec, prompts[i], seed * 1_000_003 + i, blind) for i in which]
         twins = [Row(codec, unprompted, 0, False) for _ in rows] if guide != 1 and unprompted is not None else []
+        for r, t in zip(rows, twins):                                                       # a prompt that ends inside a picture or a sound: so does its twin
+            t.grid, t.header, t.left, t.in_audio = r.grid, list(r.header), r.left, r.in_audio
+            if t.left:
+                t.feed['rc'][-1, 2:] = t._next_rc()
         size = max(len(r.feed['ids']) for r in rows + twins) + max_new + 1
         cache = Cache(model.cfg, len(rows) + len(twins), size, dev, dtype)
         alive, fed = rows, [[r.feed] for r in rows + twins]
@@ -236,6 +241,7 @@ def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top
             picked, logps = list(forced), [0.0] * len(alive)
             if need:
                 logits = model.logits(h[need]).cpu()
+                logits[:, banned] = float('-inf')
                 for b, l in zip(need, logits):
                     picked[b], logps[b] = choose(alive[b].allowed(l, max_patches), temperature, top_k, top_p, alive[b].rng)
             pay = [None] * len(alive)
@@ -325,6 +331,11 @@ if __name__ == '__main__':
     device = 'cpu'             # cpu | cuda
     from configurator import configure
     configure(globals())
+    for ok, say in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
+                    (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'), (max_new >= 1, f'max_new={max_new}: at least 1'),
+                    (device == 'cpu' or device.startswith('cuda') and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available())):
+        if not ok:
+            sys.exit(f'sample.py: {say}')
     try:
         model, codec, meta = load_model(out_dir, device)
     except ValueError as e:
@@ -389,8 +400,12 @@ if __name__ == '__main__':
             sys.exit(0)
     except (BadInput, OSError) as e:
         sys.exit(f'sample.py: {e}')
+    try:
+        images, sounds = files(image, picture), files(audio, sound)
+    except (BadInput, OSError) as e:
+        sys.exit(f'sample.py: {e}')
     print('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
-    doc, images, sounds, turns = [], files(image, picture), files(audio, sound), 0
+    doc, turns = [], 0
     while True:
         try:
             line = input('> ').strip()

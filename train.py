@@ -110,8 +110,16 @@ if device == 'auto':
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
-if dtype not in ('bfloat16', 'float32', 'float64'):
-    die(f'dtype={dtype}: use auto, bfloat16, float32 or float64')
+for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
+                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
+                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
+                (block_size > 1, f'block_size={block_size}: use 2 or more'), (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
+                *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
+                (lr > 0, f'lr={lr}: use more than 0'), (seed >= 0, f'seed={seed}: use 0 or more'),
+                (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),
+                 f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
+    if not ok:
+        die(why)
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
 master = rank == 0
@@ -120,7 +128,12 @@ say = print if master else (lambda *a, **k: None)
 # ---------------------------------------------------------------- data
 
 root = Path(__file__).resolve().parent
-names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in dataset.split('+')))
+try:
+    names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in dataset.split('+')))
+    if min(weights) <= 0:
+        raise ValueError
+except ValueError:
+    die(f'dataset={dataset}: write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0')
 for n in names:
     if not (root / 'data' / n / 'prepare.py').is_file():
         die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {", ".join(sorted(p.parent.name for p in root.glob("data/*/prepare.py")))}')
@@ -189,7 +202,10 @@ def state():
 
 # ---------------------------------------------------------------- resume
 
-Path(out_dir).mkdir(parents=True, exist_ok=True)
+try:
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+except OSError as e:
+    die(f'out_dir={out_dir}: {e}')
 step, best, bad, resumed = 0, math.inf, 0, None
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 
@@ -200,13 +216,18 @@ def load(path, weights_only=False):
         k = next(k for k in wanted if there.get(k) != wanted[k])
         raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
                           f'choose another --out_dir, or give the key as it was')
+    if not weights_only and {n for n, *_ in state()} - set(ck.names):
+        raise LookupError(f"{path} was trained with muon={ck.meta['config']['muon']}, this run has muon={muon}: choose another --out_dir, or give the key as it was")
     ck.fill((n, s, x) for n, s, x in state() if not weights_only or not n.startswith('exp_'))
     opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
     return ck.meta
 
 try:
-    if init_from == 'auto':
-        for path in checkpoints(out_dir):
+    there = checkpoints(out_dir)
+    if init_from == 'auto' or (init_from != 'scratch' and there):
+        for path in there:
+            if init_from != 'auto' and Checkpoint(path).meta['config']['init_from'] != init_from:
+                raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
             try:
                 resumed = load(path)
                 step, best = resumed['step'], resumed['best']
@@ -214,6 +235,8 @@ try:
                 break
             except ValueError as e:
                 say(f'{e}; trying the one before')
+        if there and not resumed:
+            raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
     elif init_from == 'scratch':
         old = [*checkpoints(out_dir), *Path(out_dir).glob('best')]
         if old:
@@ -286,7 +309,7 @@ def lr_at(s):
     x = (s - warmup) / max(1, max_steps - warmup)
     if decay == 'cosine':
         return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
-    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / (1 - decay_from))
+    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
 
 # ---------------------------------------------------------------- the loop
 
@@ -298,7 +321,10 @@ if wandb_project and master:
 
 def record(**kw):
     if master:
-        metrics.write(json.dumps(kw) + '\n')
+        try:
+            metrics.write(json.dumps(kw) + '\n')
+        except OSError as e:
+            say(f'step {step}: no line written to {out_dir}/metrics.jsonl: {e}')
         if run:
             run.log({k: v for k, v in kw.items() if k != 'step'}, step=kw['step'])
 
@@ -318,12 +344,12 @@ stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda s, f: stopped.append(s) if not stopped else os._exit(128 + s))     # a second one does not wait
 
-def balance():
+def balance(move):
     """Move the selection bias of every MoE layer towards an equal load (one sign step per optimizer step), from counts over all ranks."""
     for m in (m for model in models for m in model.modules()):
         if hasattr(m, 'load'):
             load = all_reduce(m.load.sum(0), mesh.stage)
-            m.bias += moe_balance * torch.sign(load.mean() - load)
+            m.bias += moe_balance * move * torch.sign(load.mean() - load)                      # a skipped step moves nothing
             m.load.zero_()
 
 loader = train_batches(train_sets, weights, codec, seed=seed, step=step, rows=rows, micro=micro, T=block_size, draws=flow_draws,
@@ -333,7 +359,8 @@ while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step
     counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.dp).tolist()
-    if counts[4]:
+    if counts[4]:                                  # a signal reached one of the ranks: all stop
+        stopped = stopped or [signal.SIGTERM]
         break
     micros = [to_device(b) for b in micros]
     for b in micros:
@@ -345,7 +372,7 @@ while step < max_steps:
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
     norm = opt.step(lr * lr_at(step))
     if cfg.n_expert:
-        balance()
+        balance(math.isfinite(norm))
     bad = 0 if math.isfinite(norm) else bad + 1
     if bad:
         say(f'step {step}: gradient norm {norm}: the update was skipped ({bad} in a row)')

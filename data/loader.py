@@ -59,6 +59,8 @@ def write_shards(out_dir, splits, codec, info):
             os.rename(out, f'{tmp}.old')
         os.rename(tmp, out)
     finally:
+        if not out.exists() and Path(f'{tmp}.old').exists():     # stopped between the two renames
+            os.rename(f'{tmp}.old', out)
         for old in (tmp, Path(f'{tmp}.old')):
             shutil.rmtree(old, ignore_errors=True)
     for split, s in meta['splits'].items():
@@ -71,18 +73,24 @@ def write_shards(out_dir, splits, codec, info):
 
 def open_shards(out_dir, split, codec):
     """One split of one data set as a dict of memory-mapped arrays. Raises ValueError, one line, if it was made by another codec."""
-    out = Path(out_dir)
-    meta = json.loads((out / 'meta.json').read_text())
-    if meta['codec'] != codec.fingerprint():
-        raise ValueError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): delete that folder to prepare it again")
-    s = {'meta': meta}
-    for k, dt, width in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0), ('w', np.uint8, 0), ('patch', np.uint8, D),
-                         ('rc', np.float32, 2), ('frame', np.float16, FRAME_D), ('doc', np.int64, 3)):
-        f = out / f'{split}.{k}.bin'
-        a = np.memmap(f, dt, 'r').view(np.ndarray) if f.stat().st_size else np.zeros(0, dt)      # plain arrays slice faster
-        s[k] = a.reshape(-1, width) if width else a
-    if s['doc'][-1, 0] != len(s['ids']):
-        raise ValueError(f'{out} is damaged ({split}: {len(s["ids"])} ids, {s["doc"][-1, 0]} expected): delete that folder to prepare it again')
+    out, s = Path(out_dir), {}
+    try:
+        s['meta'] = meta = json.loads((out / 'meta.json').read_text())
+        if meta['codec'] != codec.fingerprint():
+            raise RuntimeError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): delete that folder to prepare it again")
+        size = meta['splits'][split]
+        for k, dt, width, n in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0, size['positions']), ('w', np.uint8, 0, size['positions']),
+                                ('patch', np.uint8, D, size['patches']), ('rc', np.float32, 2, size['patches']),
+                                ('frame', np.float16, FRAME_D, size['frames']), ('doc', np.int64, 3, size['documents'] + 1)):
+            f = out / f'{split}.{k}.bin'
+            if f.stat().st_size != n * max(width, 1) * np.dtype(dt).itemsize:
+                raise ValueError(f'{f.name} has {f.stat().st_size} bytes, {n * max(width, 1) * np.dtype(dt).itemsize} expected')
+            a = np.memmap(f, dt, 'r').view(np.ndarray) if n else np.zeros(0, dt)            # plain arrays slice faster
+            s[k] = a.reshape(-1, width) if width else a
+    except RuntimeError as e:
+        raise ValueError(str(e)) from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{out} is damaged ({" ".join(str(e).split()) or type(e).__name__}): delete that folder to prepare it again') from None
     return s
 
 
@@ -97,6 +105,9 @@ def pack_train(sets, weights, T, key):
         d = int(rng.integers(len(s['doc']) - 1))
         lo, hi = s['doc'][d], s['doc'][d + 1]
         n = int(hi[0] - lo[0]) - 1
+        if n < 1:                                                 # nothing to predict in it
+            misses += 1
+            continue
         if n <= room:
             chunks.append((s, d, 0, n))
         elif n > T and hi[1] == lo[1] and hi[2] == lo[2]:         # long text: a random window fills the row
@@ -118,7 +129,7 @@ def pack_eval(s, T, limit=0):
     for d in range(min(len(s['doc']) - 1, limit or 1 << 60)):
         n = int(s['doc'][d + 1, 0] - s['doc'][d, 0]) - 1
         text_only = (s['doc'][d + 1, 1:] == s['doc'][d, 1:]).all()
-        for first in (range(0, n, T) if text_only else (0,)):
+        for first in (range(0, n, T) if text_only or n < 1 else (0,)):
             m = min(n - first, T)
             if m > room:
                 yield row
@@ -177,7 +188,9 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'au
                     c = s['rc'][off:off + len(where)]
                     rc[b, at + where[own], :2], rc[b, at + where[nxt] - 1, 2:] = c[own], c[nxt]
             at += n
-    rc[..., :2] = np.where((ids >= codec.loc0)[..., None], loc_rc(ids, codec), rc[..., :2])
+    at_loc = loc_rc(ids, codec)
+    at_loc[pos == 0, 1] = -1                             # what comes before belongs to another document
+    rc[..., :2] = np.where((ids >= codec.loc0)[..., None], at_loc, rc[..., :2])
     cat = lambda k, width: np.concatenate(out[k]) if out[k] else np.zeros((0, width) if width else 0, np.float32 if width else np.int64)
     g = {k: cat(k, 0 if k.endswith('_i') else D) for k in out}
     learn = w.reshape(-1) > 0

@@ -225,7 +225,6 @@ def test_windows_of_long_text_reach_both_ends():
     assert b['ids'][0].tolist() == list(range(62, 126)) and b['txt_y'][:64].tolist() == list(range(63, 127)) and b['pos'][0].tolist() == list(range(64))
 
 
-@pytest.mark.xfail(strict=True, reason='an empty document has n = -1: the row overflows, collate cannot broadcast')
 def test_empty_and_one_token_documents_are_harmless():
     s = toy.shards([[], [('text', 'x')], [('text', 'abcdef')]])
     for r in range(20):
@@ -371,7 +370,6 @@ def test_interrupted_writing_leaves_nothing_half_made(tmp_path, stop):
     assert os.listdir(tmp_path) == ['shards'] and len(open_shards(out, 'train', codec)['doc']) == 7
 
 
-@pytest.mark.xfail(strict=True, reason='between the two renames: finally removes tmp and tmp.old, the new data set and the old one')
 def test_stopped_between_the_renames_one_data_set_survives(tmp_path, monkeypatch):
     out = tmp_path / 'shards'
     write_shards(out, {'train': toy.documents(5)}, codec, INFO)
@@ -394,11 +392,8 @@ def test_another_codec_is_refused_in_one_line(tmp_path):
     assert str(tmp_path / 's') in str(e.value) and 'delete' in str(e.value) and '\n' not in str(e.value)
 
 
-PASSES = [('ids', 'row'), ('ids', 'all'), ('doc', 'row')]           # the others: open_shards compares nothing but the number of ids
-
-
-@pytest.mark.parametrize('array, cut', [pytest.param(a, c, marks=() if (a, c) in PASSES else pytest.mark.xfail(strict=True, reason='not compared, or an unclear error'))
-                                        for a in ARRAYS for c in ('row', 'byte', 'all', 'missing')])
+@pytest.mark.parametrize('cut', ['row', 'byte', 'all', 'missing'])
+@pytest.mark.parametrize('array', ARRAYS)
 def test_truncated_shards_are_refused_in_one_line(tmp_path, array, cut):
     write_shards(tmp_path / 's', {'train': toy.documents(10)}, codec, INFO)
     f = tmp_path / 's' / f'train.{array}.bin'
@@ -411,7 +406,6 @@ def test_truncated_shards_are_refused_in_one_line(tmp_path, array, cut):
 
 
 @pytest.mark.parametrize('damage', ['', '{"codec": ', '{}', None])
-@pytest.mark.xfail(strict=True, reason='open_shards lets JSONDecodeError, KeyError and FileNotFoundError through')
 def test_a_damaged_meta_file_is_refused_in_one_line(tmp_path, damage):
     write_shards(tmp_path / 's', {'train': toy.documents(2)}, codec, INFO)
     f = tmp_path / 's' / 'meta.json'

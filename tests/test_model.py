@@ -173,7 +173,6 @@ def test_packed_equals_alone(cfg):
     assert text == int((b['txt_w'] > 0).sum())
 
 
-@pytest.mark.xfail(strict=True, reason='collate: loc_rc(ids) looks over the border of a document: the first loc takes the loc before it as its column')
 def test_packed_equals_alone_for_coordinates_at_the_border():
     model, loc = muse(), codec.loc0
     s = toy.shards([[('ids', [65, loc + 9, 66])], [('ids', [loc + 20, loc + 30, 67])]])     # the last input of the first and the first of the second
@@ -511,6 +510,12 @@ def test_products_of_experts_without_tokens(dtype, ff, counts):
         assert c or not narrow[1].grad[i].any() and not narrow[2].grad[i].any()
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason='F.grouped_mm: "strides should be multiple of 16 bytes", here 12 hidden units of 2 bytes')
+def test_narrow_experts_in_bfloat16():
+    x, w1, w2 = (torch.ones(n, dtype=torch.bfloat16) for n in ((4, 16), (2, 12, 16), (2, 16, 12)))
+    assert (expert_mlp(x, torch.tensor([1, 3]), w1, w2, F.relu) == 16 * 12).all()
+
+
 def test_expert_load_is_counted_per_modality_without_padding():
     model, sets = muse(EXPERTS), [toy.shards(toy.documents())]
     layer = model.blocks['1'].mlp
@@ -567,7 +572,6 @@ def test_operations_on_paper_equal_those_counted(name):
     assert counted.get_total_flops() == paper
 
 
-@pytest.mark.xfail(strict=True, reason='needs_input_grad is true of a parameter under no_grad, too: evaluation makes gradients of the head')
 def test_no_gradient_is_computed_when_none_is_wanted():
     model = Muse(CONFIGS['text'])
     b, _ = batch([pack_train([toy.shards(toy.documents())], None, 64, (1, 0, 0))], 64, dtype=torch.float32)
@@ -584,8 +588,7 @@ def test_no_gradient_is_computed_when_none_is_wanted():
 
 @pytest.mark.parametrize('bad, word', [
     (dict(act='gelu'), 'act=gelu'), (dict(n_embd=30), 'n_embd=30'), (dict(n_embd=12, n_head=4), 'odd'), (dict(n_kv_head=3), 'n_kv_head=3'),
-    (dict(n_expert=2, top_k=3), 'top_k=3')] + [pytest.param(x, k, marks=pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason='divides before it checks'))
-                                               for x, k in ((dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'))])
+    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0')])
 def test_bad_configurations_are_refused_in_one_line(bad, word):
     with pytest.raises(ValueError) as e:
         ModelConfig(**{**TINY, **bad})

@@ -101,7 +101,7 @@ def test_neighbours_and_padding_change_nothing(how, payloads):
 
 
 def test_guidance_runs_cached_uncached_and_in_any_batch(payloads):
-    model, ps = muse(stop=1.0), [p for k, p in enumerate(prompts()) if k not in (3, 5, 7)]             # those that end inside a picture: below
+    model, ps = muse(stop=1.0), prompts()
     empty = codec.encode([('ids', [sp['user'], sp['assistant']])])
     want = run(model, ps, payloads, max_new=24, guide=2.0, unprompted=empty)
     plain = run(model, ps, payloads, max_new=24)
@@ -116,7 +116,6 @@ def test_guidance_runs_cached_uncached_and_in_any_batch(payloads):
         assert a['ids'][:first] == b['ids'][:first]
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason='the unprompted twin does not know the header that the prompt opened: _next_rc on grid None')
 @pytest.mark.parametrize('which', [3, 5, 7])
 def test_guidance_of_a_prompt_that_ends_inside_a_picture(which):
     out, = generate(muse(), codec, prompts()[which:which + 1], guide=2.0, unprompted=codec.encode([('ids', [sp['user']])]), max_new=10, max_patches=4, flow_steps=1)
@@ -382,7 +381,6 @@ def test_generated_ids_obey_the_grammar_and_its_limits():
     assert seen > 5
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason='allowed() offers <boi> and <boa> to a model without those heads; head.sample on None')
 def test_a_model_without_heads_makes_no_pictures_and_sounds():
     model = muse(6.0, image=False, audio=False)
     for o in generate(model, codec, [codec.encode([('text', t)]) for t in 'abcd'], seed=1, max_new=40, max_patches=4):

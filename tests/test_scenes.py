@@ -353,6 +353,9 @@ def test_draw_judge_is_strict():
     assert T.judge(p, draw(('red', 'ring', 2, 9, 11, 11), blue)) == dict(score=1, colour=1, shape=0, exact=0)
     assert T.verify(p, draw(red)) == 0 == T.verify(p, draw(red, ('green', 'square', 18, 9, 11, 11)))
     assert T.verify(p, draw()) == 0
+    assert T.judge(p, draw(red, blue, ('green', 'square', 12, 24, 5, 5))) == dict(score=1, colour=1, shape=1, exact=1)
+    rings = dict(skill='draw', objs=[('red', 'ring'), ('blue', 'ring')])
+    assert T.judge(rings, draw(('red', 'ring', 2, 9, 11, 11), blue)) == dict(score=1, colour=1, shape=0, exact=0)
     colours = [(c, 'square', 1 + 10 * (i % 3), 2 + 14 * (i // 3), 8, 8 + i // 5) for i, c in enumerate(S.COLOURS)]
     one = dict(skill='draw', objs=[('red', 'square')])
     assert T.verify(one, draw(*colours)) == 0           # all colours at once is not the asked colour
@@ -372,6 +375,7 @@ def test_notes_read_after_the_round_trip():
         assert T.judge(p, {'audio': [np.concatenate([w, w[:1600]])]})['score'] == 0
     assert T.read_notes(np.zeros(3200)) == ['?', '?'] and T.read_notes(np.zeros(0)) == []
     t = np.arange(1600) / 8000
+    assert T.read_notes(1e-4 * np.sin(2 * np.pi * 1046.5 * t)) == ['?']                  # silence, as good as
     assert [T.read_notes(np.sin(2 * np.pi * f * t)) for f in (1046.5, 1568, 1976)] == [['C'], ['G'], ['B']]
     assert T.read_notes(np.sin(2 * np.pi * 440 * t)) != ['A'] and T.read_notes(np.sin(2 * np.pi * 1109 * t)) == ['?']
 

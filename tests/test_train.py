@@ -125,6 +125,17 @@ def hook_bad(steps, value):
             opt.units[-1].grad[3] = float(value)
     optim_zero.Optimizer.start = start
 
+def hook_clock():
+    """A clock on which a step takes a second and an evaluation a hundred."""
+    import data.loader as loader, optim_zero
+    now, update, batches = [1e9], optim_zero.Optimizer.step, loader.eval_batches
+    def tick(old, seconds):
+        def new(*a, **k):
+            now[0] += seconds
+            return old(*a, **k)
+        return new
+    optim_zero.Optimizer.step, loader.eval_batches, time.time = tick(update, 1), tick(batches, 100), lambda: now[0]
+
 HOOKS = {k[5:]: v for k, v in list(globals().items()) if k.startswith('hook_')}
 
 def child(job):
@@ -146,7 +157,7 @@ def child(job):
         traceback.print_exc()
         code = 1
     for f in gc.get_objects():                        # what the script left open is flushed, as at the end of a process
-        f.flush() if isinstance(f, io.IOBase) and not f.closed and f.writable() else None
+        f.flush() if type(f) in (io.TextIOWrapper, io.BufferedWriter) and not f.closed and f.writable() else None
     os._exit(code & 255)
 
 def serve():
@@ -315,7 +326,7 @@ def saves(machine):
 def test_killed_at_any_moment_of_writing_a_checkpoint(machine, saves, tmp_path):
     """kill -9 at each call of the second checkpoint, again while the resumed run writes its own, then left alone."""
     out, calls = saves
-    assert len(calls) > 12 and {c.split()[0] for _, c in calls} == {'fsync', 'rename', 'tensor'}
+    assert len(calls) > 10 and {c.split()[0] for _, c in calls} == {'fsync', 'rename', 'tensor'}
     for k, (n, call) in enumerate(calls):
         a = tmp_path / f'{n}'
         assert machine.train(a, *SAVES, kill=dict(n=n)).code == -9, call
@@ -329,17 +340,19 @@ def test_killed_at_any_moment_of_writing_a_checkpoint(machine, saves, tmp_path):
         assert_same(a / 'step_00000003', out / 'step_00000003')
         assert_same(a / 'best', out / 'best')
 
-@pytest.mark.xfail(strict=True, reason='save_checkpoint moves the old folder to .NAME.old before the new one has the name, '
-                   'and nobody looks for .NAME.old')
 @pytest.mark.parametrize('name', ['best', 'step_00000002'])
 def test_replacing_a_checkpoint_has_no_moment_without_one(machine, saves, tmp_path, name):
-    """best by a better one, step_* because the run is stopped again where it was resumed; killed between the two renames."""
-    r = machine.train(tmp_path, *SAVES, signal=dict(where='row', step=2, sig=TERM))
-    assert r.code == 143 and (tmp_path / name).exists()
-    stop = {} if name == 'best' else dict(signal=dict(where='row', step=2, sig=TERM))
-    r = machine.train(tmp_path, *SAVES, kill=dict(n=6, log=str(tmp_path / 'log')), **stop)
-    assert r.code == -9 and f'rename {name} .{name}.old' in (tmp_path / 'log').read_text().splitlines()[-1]
-    assert (tmp_path / name / 'manifest.json').exists()
+    """best by a better one, step_* because the run is stopped again where it was resumed; killed at each call from the flush on."""
+    stop = dict(signal=dict(where='row', step=2, sig=TERM))
+    assert machine.train(tmp_path / 'a', *SAVES, **stop).code == 143
+    for n in (4, 5, 6, 7):
+        out = tmp_path / f'{n}'
+        shutil.copytree(tmp_path / 'a', out)
+        log = machine.path / f'calls.{name}.{n}'
+        r = machine.train(out, *SAVES, kill=dict(n=n, log=str(log)), **(stop if name != 'best' else {}))
+        assert r.code in (-9, 143), r.err
+        contents(out / name)
+    assert 'fsync a' not in log.read_text() and f'fsync .{name}.tmp' in log.read_text()  # they were calls of that one
 
 # ---------------------------------------------------------------- damaged checkpoints
 
@@ -549,7 +562,8 @@ def rate(s, n, peak, warmup, decay, decay_from, end):
 def test_the_log_line_has_all_and_it_adds_up(machine, tmp_path, shape):
     """Every field of DESIGN.md 1 (mfu, or on a machine of unknown peak TFLOP/s); every third step, whatever was evaluated between."""
     flags = [f'--{k}={v}' for k, v in shape.items()]
-    r = machine.train(tmp_path, *flags, '--log_every=3', '--eval_every=4', '--max_steps=20', '--warmup=5', '--lr_end=.1', '--eval_docs=2')
+    r = machine.train(tmp_path, *flags, '--log_every=3', '--eval_every=4', '--max_steps=20', '--warmup=5', '--lr_end=.1', '--eval_docs=2',
+                      clock={})
     lines = [LINE.fullmatch(line) for line in r.out.splitlines() if line.startswith('step ')]
     assert r.code == 0 and all(lines) and [int(m[1]) for m in lines] == [3, 6, 9, 12, 15, 18, 20], r.out
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if '"loss"' in line]
@@ -560,8 +574,8 @@ def test_the_log_line_has_all_and_it_adds_up(machine, tmp_path, shape):
         assert rec['loss'] == pytest.approx(rec['txt'] + rec['img'] + rec['aud'])
         assert float(gnorm) == pytest.approx(rec['gnorm'], abs=.006) and rec['txt'] > 0
         assert float(lr) == pytest.approx(rate(int(s) - 1, 20, 3e-3, 5, shape['decay'], shape['decay_from'], .1), rel=.06)
-        assert rec['ms'] * rec['tok_s'] == pytest.approx(1000 * 256)                    # whatever lay between
-        assert abs(int(minutes) * 60 + int(seconds) - (20 - int(s)) * rec['ms'] / 1000) < 1
+        assert ms == '1000' and tok == '256' and rec['ms'] == pytest.approx(1000) and rec['tok_s'] == pytest.approx(256)
+        assert int(minutes) * 60 + int(seconds) == 20 - int(s)                          # the evaluations between do not count
         assert .05 < float(gb) < 5 and (mfu or float(flops) < 1)
 
 def plain_nll(w, ids, nh):

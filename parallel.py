@@ -602,7 +602,7 @@ def expert_mlp(x, counts, w1, w2, act):
     x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). bfloat16: grouped products, no host
     synchronisation; other types: a loop. Experts without tokens get zero gradients, not none.
     """
-    if x.dtype == torch.bfloat16 and len(x):
+    if x.dtype == torch.bfloat16 and len(x) and w1.shape[1] % 8 == w1.shape[2] % 8 == w2.shape[2] % 8 == 0:        # rows of 16 bytes
         ends = counts.cumsum(0).to(torch.int32)
         return F.grouped_mm(act(F.grouped_mm(x, w1.transpose(1, 2), offs=ends)), w2.transpose(1, 2), offs=ends)
     return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts.tolist()))])
@@ -631,7 +631,7 @@ def moe(x, top, weight, w1, w2, act, mesh, meanwhile=lambda: None):
         by_expert = torch.arange(n_local, device=x.device).repeat(ep.size).repeat_interleave(got.flatten()).argsort(stable=True)
         yr = expert_mlp(xr[by_expert], got.sum(0), w1, w2, act)
         y = exchange(torch.zeros_like(yr).index_copy(0, by_expert, yr), ep, ins, outs)
-    y = torch.zeros_like(y).index_copy(0, order, y).view(N, k, -1)          # back to token order: a gather, no atomics, the same sum order
+    y = torch.zeros_like(y).index_copy(0, order, y).view(N, k, x.shape[1])  # back to token order: a gather, no atomics, the same sum order
     return (y * weight[..., None].to(y.dtype)).sum(1), other
 
 

@@ -216,7 +216,7 @@ def load(path, weights_only=False):
         k = next(k for k in wanted if there.get(k) != wanted[k])
         raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
                           f'choose another --out_dir, or give the key as it was')
-    if not weights_only and {n for n, *_ in state()} - set(ck.names):
+    if not weights_only and ck.meta['config']['muon'] != muon:
         raise LookupError(f"{path} was trained with muon={ck.meta['config']['muon']}, this run has muon={muon}: choose another --out_dir, or give the key as it was")
     ck.fill((n, s, x) for n, s, x in state() if not weights_only or not n.startswith('exp_'))
     opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
@@ -226,9 +226,9 @@ try:
     there = checkpoints(out_dir)
     if init_from == 'auto' or (init_from != 'scratch' and there):
         for path in there:
-            if init_from != 'auto' and Checkpoint(path).meta['config']['init_from'] != init_from:
-                raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
             try:
+                if init_from != 'auto' and Checkpoint(path).meta['config']['init_from'] != init_from:
+                    raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
                 resumed = load(path)
                 step, best = resumed['step'], resumed['best']
                 say(f'going on from {path}')

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from types import SimpleNamespace
 import torch.nn as nn
 import toy
 
@@ -60,8 +61,7 @@ LRS = dict(embed=3.0, head=0.5, scalar=2.0, router=0.25)
 
 # ---------------------------------------------------------------- AdamW
 
-@pytest.mark.parametrize('clip', [0.0, pytest.param(3.0, marks=pytest.mark.xfail(
-    strict=True, reason='the clipping factor is rounded to float32 (torch.tensor(max(norm / clip, 1.0)) in step): 1e-8'))])
+@pytest.mark.parametrize('clip', [0.0, 3.0])
 def test_adamw_equals_torch_in_float64(clip):
     """20 steps, a learning rate per kind and step, decay on matrices only, gradients on both sides of the clipping norm."""
     model, ref = Toy(), {n: nn.Parameter(p.detach().clone()) for n, p in Toy().named_parameters()}
@@ -181,7 +181,6 @@ def test_muon_equals_a_plain_implementation():
     for n, p in masters(opt).items():
         torch.testing.assert_close(p, w[n] if n in matrices else masters(alone)[n], rtol=1e-9, atol=1e-9, msg=n)
 
-@pytest.mark.xfail(strict=True, reason='_muon collects the parts of a fused matrix in the order of the shapes, not of the parts')
 def test_parts_of_different_shapes_keep_their_places():
     """A fused matrix of 8 and 4 rows after a matrix whose shape is that of its second part."""
     class Pair(nn.Module):
@@ -355,8 +354,6 @@ def test_a_shortened_manifest_is_refused(tmp_path):
         with pytest.raises(ValueError, match='step_00000003'):
             read_all(path)
 
-@pytest.mark.xfail(strict=True, reason='no checksum over manifest.json: a flipped bit changes step, best or config unseen, drops a tensor '
-                   'by its name, or ends in KeyError, AttributeError, TypeError, RuntimeError')
 def test_a_flipped_bit_of_the_manifest_is_refused(tmp_path):
     path, *_ = saved(tmp_path)
     whole, wrong = (path / 'manifest.json').read_bytes(), []
@@ -398,6 +395,7 @@ def test_inspect_verifies(tmp_path, capsys):
 
 def test_a_failed_save_leaves_all_as_it_was(tmp_path, monkeypatch):
     """No room at any of its calls: OSError, the folder of that name still the old one, nothing else left."""
+    monkeypatch.setattr(optim_zero, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
     path, _, _ = saved(tmp_path)
     before = {f.name: f.read_bytes() for f in path.iterdir()}
     for owner, name, at in ((optim_zero.os, 'fsync', 1), (optim_zero.os, 'fsync', 2), (optim_zero.os, 'fsync', 3), (optim_zero.os, 'rename', 1)):
@@ -416,8 +414,8 @@ def test_a_failed_save_leaves_all_as_it_was(tmp_path, monkeypatch):
     saved(tmp_path, seed=1)                                              # and with room it is replaced
     assert (path / 'rank00000.bin').read_bytes() != before['rank00000.bin'] and read_all(path)
 
-@pytest.mark.xfail(strict=True, reason='the old folder has been renamed to .NAME.old by then, and is not put back')
 def test_a_failed_last_rename_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(optim_zero, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
     path, _, _ = saved(tmp_path)
     old, calls = optim_zero.os.rename, []
     def fail(*a):

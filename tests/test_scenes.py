@@ -372,7 +372,8 @@ def test_notes_read_after_the_round_trip():
         wrong[1] = 'C' if wrong[1] != 'C' else 'D'
         n = len(wrong)
         assert T.judge(p, {'audio': [S.wave(random.Random(i), wrong)]}) == dict(score=0, right=(n - 1) / n)
-        assert T.judge(p, {'audio': [np.concatenate([w, w[:1600]])]})['score'] == 0
+        long = T.judge(p, {'audio': [np.concatenate([w, w[:1600]])]})
+        assert long == dict(score=0, right=n / (n + 1))
     assert T.read_notes(np.zeros(3200)) == ['?', '?'] and T.read_notes(np.zeros(0)) == []
     t = np.arange(1600) / 8000
     assert T.read_notes(1e-4 * np.sin(2 * np.pi * 1046.5 * t)) == ['?']                  # silence, as good as

@@ -5,6 +5,7 @@ nonsense, and that going on afterwards is bit-equal to never having stopped.
 Runs are children forked from one process that has torch loaded (this file, run as a script), in a copy of the repository
 that has small shards of its own. A hook breaks a run from inside at an exact place: see HOOKS.
 """
+import contextlib
 import errno
 import gc
 import io
@@ -157,7 +158,9 @@ def child(job):
         traceback.print_exc()
         code = 1
     for f in gc.get_objects():                        # what the script left open is flushed, as at the end of a process
-        f.flush() if type(f) in (io.TextIOWrapper, io.BufferedWriter) and not f.closed and f.writable() else None
+        if type(f) in (io.TextIOWrapper, io.BufferedWriter) and not f.closed and f.writable():
+            with contextlib.suppress(OSError):
+                f.flush()
     os._exit(code & 255)
 
 def serve():
@@ -390,7 +393,6 @@ def test_newest_checkpoint_damaged_the_one_before_is_used(machine, whole, tmp_pa
     assert metrics(out) == metrics(whole)
     assert_same(out / 'step_00000012', whole / 'step_00000012')
 
-@pytest.mark.xfail(strict=True, reason='train.py starts from scratch, on whatever the damaged files had filled in')
 def test_all_checkpoints_damaged_is_an_error(machine, whole, tmp_path):
     """Never silently from scratch: hours of work may be in there."""
     out = copy_of(whole, tmp_path / 'out', 4, 8)
@@ -434,7 +436,6 @@ def test_small_disk(machine, whole, tmp_path):
     finally:
         subprocess.run(['umount', tmp_path / 'disk'])
 
-@pytest.mark.xfail(strict=True, reason='metrics.write in record() raises OSError: traceback in the middle of the run')
 def test_no_room_for_a_line_of_metrics(machine, tmp_path):
     small_disk(tmp_path / 'disk', 65536)
     try:
@@ -486,14 +487,12 @@ def test_init_from_a_folder_takes_weights_only(machine, whole, tmp_path):
     for n, x in new.items():
         assert torch.equal(x, old[n]) if not n.startswith('exp_') else not x.any(), n
 
-@pytest.mark.xfail(strict=True, reason='prune keeps the highest step numbers: those of the run that was there before')
 def test_init_from_a_folder_into_an_out_dir_that_has_checkpoints(machine, whole, tmp_path):
     """The new run's checkpoints count, not the higher step numbers of the old one; or it is refused."""
     out = copy_of(whole, tmp_path / 'out', 8, 12)
     flags = [*MOE, f'--init_from={whole}/step_00000004', '--keep_last=2', '--max_steps=6']
     assert machine.train(out, *flags).code or 6 in steps(out)
 
-@pytest.mark.xfail(strict=True, reason='every start of a run with --init_from=DIR begins at step 0')
 def test_init_from_a_folder_goes_on_by_the_same_command(machine, whole, tmp_path):
     """As the docstring and the message at the stop promise."""
     flags = [*MOE, f'--init_from={whole}/step_00000004']
@@ -501,6 +500,15 @@ def test_init_from_a_folder_goes_on_by_the_same_command(machine, whole, tmp_path
     assert r.code == 143 and 'the same command goes on' in r.out
     assert machine.train(tmp_path, *flags, signal=dict(where='row', step=5, sig=TERM)).code == 143
     assert (tmp_path / 'metrics.jsonl').read_text().count('"loss"') == 5
+
+@pytest.mark.parametrize('how', ['last_byte', 'manifest_empty'])
+def test_init_from_a_folder_survives_a_damaged_checkpoint(machine, whole, tmp_path, how):
+    """As every other run: the one before is used."""
+    flags = [*MOE, f'--init_from={whole}/step_00000004', '--save_every=1', '--max_steps=3', '--eval_every=0']
+    assert machine.train(tmp_path, *flags).code == 0
+    DAMAGE[how](tmp_path / 'step_00000003')
+    r = machine.train(tmp_path, *flags)
+    assert r.code == 0 and f'going on from {tmp_path}/step_00000002' in r.out, r.err
 
 @pytest.mark.parametrize('flag', ['--n_embd=64', '--n_layer=1', '--softcap=0', '--n_expert=8', '--z_loss=0', '--flow_width=64'])
 def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
@@ -511,11 +519,12 @@ def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     one_line(r, f'{key}={old}', f'{key}={value}', 'out_dir')
     assert steps(out) == [4] and (out / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
 
-@pytest.mark.xfail(strict=True, reason='a ValueError of Checkpoint.full (no exp_avg_sq) is taken for damage: from scratch')
-def test_another_optimizer_in_out_dir_is_refused(machine, whole, tmp_path):
-    """Muon's state does not fit AdamW: never silently from scratch."""
-    out = copy_of(whole, tmp_path / 'out', 4)
-    one_line(machine.train(out, *MOE, '--muon=false'), 'muon')
+@pytest.mark.parametrize('muon', ['true', 'false'])
+def test_another_optimizer_in_out_dir_is_refused(machine, tmp_path, muon):
+    """Muon's momentum is no first moment of AdamW, nor the reverse: never silently from scratch, never taken for the other."""
+    flags = ['--max_steps=2', '--eval_docs=1']
+    assert machine.train(tmp_path, *flags, f'--muon={muon}').code == 0
+    one_line(machine.train(tmp_path, *flags, f'--muon={"true" if muon == "false" else "false"}'), 'muon=true', 'muon=false')
 
 # ---------------------------------------------------------------- steps that go wrong
 
@@ -536,7 +545,6 @@ def test_too_many_in_a_row_end_the_run_with_advice(machine, tmp_path):
     one_line(r, '3 non-finite', '--lr=', str(tmp_path))
     assert max(steps(tmp_path)) == 5 and list(metrics(tmp_path)[0]) == [1, 2, 3, 4, 5]
 
-@pytest.mark.xfail(strict=True, reason='balance() runs after skipped steps, too')
 def test_a_skipped_step_does_not_move_the_experts_bias(machine, tmp_path):
     flags = [*MOE, '--save_every=1', '--keep_last=99', '--max_steps=3', '--eval_every=0']
     assert machine.train(tmp_path, *flags, bad=dict(steps=[1], value='nan')).code == 0
@@ -706,34 +714,28 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--tokens_per_step=100', 'tokens_per_step=100', 'block_size=64'), ('--tokens_per_step=0', 'tokens_per_step=0'),
          ('--micro_rows=3', 'micro_rows=3', 'use 2'), ('--n_embd=33', 'n_embd=33', 'n_head=2'), ('--n_embd=6', 'n_embd'),
          ('--n_kv_head=3', 'n_kv_head=3'), ('--act=gelu', 'act=gelu', 'swiglu'), ('--n_expert=4 --top_k=5', 'top_k=5'),
-         ('--dtype=float16', 'dtype=float16', 'bfloat16'), ('--tokenizer=foo', "tokenizer='foo'", 'bytes'),
+         ('--dtype=float16', 'dtype=float16', 'bfloat16'), ('--tokenizer=foo', 'foo', 'bytes'),
          ('--n_loc=1', 'n_loc=1'), ('--lr=nan', '--lr=nan'), ('--n_embd=x', '--n_embd=x', 'an int'),
          ('--n_embed=32', 'n_embed', 'n_embd'), ('config/none.py', 'config/none.py'), ('--tp=2', 'tp=2'), ('--dp=2', 'dp=2'),
          ('--pp=2', 'pp=2'), ('--cp=2', 'cp=2'), ('--ep=2', 'ep=2', 'n_expert'), ('--tp=0', 'tp=0'), ('--n_layer=0', 'n_layer=0'),
          ('--cp_mode=foo', 'cp_mode=foo', 'ring'), ('--init_from=/nonexistent', '/nonexistent'),
          ('--dataset=shakespeare --input=/nonexistent', 'input=/nonexistent'),
-         ('--dataset=speech --fsdd=/nonexistent', 'fsdd=/nonexistent')]
-CRASHES = [('--dataset=scenes:abc', 'dataset'), ('--tokens_per_step=-64', 'tokens_per_step'), ('--block_size=0', 'block_size'),
-           ('--micro_rows=0', 'micro_rows'), ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'),
-           ('--log_every=0', 'log_every'), ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'),
-           ('--device=cuda', 'device'), ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'),
-           ('--tokenizer=bpe:abc', 'tokenizer')]
-TAKEN = [('--decay=foo', 'decay'), ('--dataset=scenes:0', 'dataset'), ('--dataset=scenes:-1', 'dataset'),
-         ('--keep_last=0 --save_every=1', 'keep_last'), ('--keep_last=-1 --save_every=1', 'keep_last')]
+         ('--dataset=speech --fsdd=/nonexistent', 'fsdd=/nonexistent'),
+         ('--dataset=scenes:abc', 'dataset'), ('--dataset=scenes:0', 'dataset'), ('--dataset=scenes:-1', 'dataset'),
+         ('--tokens_per_step=-64', 'tokens_per_step'), ('--block_size=0', 'block_size'), ('--micro_rows=0', 'micro_rows'),
+         ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
+         ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
+         ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
+         ('--decay=foo', 'decay'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
 
-@pytest.mark.parametrize('flags, parts', [
-    (f, p) for f, *p in WRONG] + [
-    pytest.param(f, p, marks=pytest.mark.xfail(strict=True, reason=why)) for why, cases in (
-        ('a traceback, or a line that does not name the key', CRASHES), ('silently taken for something else', TAKEN))
-    for f, *p in cases], ids=lambda v: v if isinstance(v, str) else '')
+@pytest.mark.parametrize('flags, parts', [(f, p) for f, *p in WRONG], ids=lambda v: v if isinstance(v, str) else '')
 def test_what_is_wrong_is_said_in_one_line(machine, tmp_path, flags, parts):
     if flags == '--device=cuda' and torch.cuda.is_available():
-        pytest.xfail('there is a GPU')
+        pytest.skip('there is a GPU')
     out = [] if '--out_dir' in flags else [f'--out_dir={tmp_path}/out']
     one_line(machine.run('train.py', *TINY, '--max_steps=1', '--eval_docs=1', *out, *flags.split()), *parts)
     assert not (tmp_path / 'out').exists() or not steps(tmp_path / 'out')
 
-@pytest.mark.xfail(strict=True, reason='lr_at divides by 1 - decay_from')
 def test_a_learning_rate_that_never_decays(machine, tmp_path):
     assert machine.train(tmp_path, '--decay_from=1', '--warmup=0', '--max_steps=2').code == 0
 
@@ -757,8 +759,7 @@ def test_layouts_that_cannot_work(machine, tmp_path, flags, parts):
     one_line(a, *parts)
     assert b.code > 0 and not b.err
 
-@pytest.mark.parametrize('ranks', [(0, 1), pytest.param((0,), marks=pytest.mark.xfail(
-    strict=True, reason='rank 1 knows from the all-reduce, but asks its own `stopped` whether to save and how to end'))])
+@pytest.mark.parametrize('ranks', [(0, 1), (0,), (1,)])
 def test_a_stop_is_for_all_processes_or_none(machine, tmp_path, ranks):
     """A signal reaches the processes of torchrun in different steps."""
     stop = dict(signal=dict(where='row', step=2, sig=TERM))
@@ -789,7 +790,7 @@ def makers(machine, whole):
     that depend on every bit of the context."""
     meta, t = contents(whole / 'step_00000012')
     sp, loc0, g = Codec('bytes').sp, 256 + 32, torch.Generator().manual_seed(0)
-    for name, ids in (('picture', [sp['boi'], loc0 + 2]), ('sound', [sp['boa'], sp['aud']]), ('text', [])):
+    for name, ids in (('picture', [sp['boi'], loc0 + 2]), ('sound', [sp['boa'], sp['aud']]), ('talker', [])):
         new = {n: x.clone() for n, x in t.items()}
         for n in ('wte', 'image_in', 'audio_in', 'head') if ids else ():
             new[f'param/{n}'][..., 0] = 0
@@ -803,7 +804,7 @@ def makers(machine, whole):
 
 def test_sample_prints_what_the_engine_says(machine, makers, files):
     """Text streamed as it comes, several samples, a prompt, a start, a picture, a sound: as generate() called by hand."""
-    model, codec, _ = load_model(makers / 'text')
+    model, codec, _ = load_model(makers / 'talker')
     empty = codec.encode(turn(codec, ''))
     seen = set()
     for flags, doc, n in (
@@ -811,7 +812,7 @@ def test_sample_prints_what_the_engine_says(machine, makers, files):
             (['--prompt=x', '--num=3'], turn(codec, 'x'), 3),
             ([f'--image={files}/a.png', '--prompt=x'], turn(codec, 'x', [load_image(files / 'a.png')]), 1),
             ([f'--audio={files}/a.wav', '--prompt=x'], turn(codec, 'x', (), [mel(load_audio(files / 'a.wav'))]), 1)):
-        r = sample(machine, makers / 'text', *flags, '--max_new=12', '--temperature=.4', '--seed=3')
+        r = sample(machine, makers / 'talker', *flags, '--max_new=12', '--temperature=.4', '--seed=3')
         want = generate(model, codec, [codec.encode(doc)] * n, max_new=12, temperature=.4, seed=3, guide=1.5, unprompted=empty)
         assert r.code == 0 and not r.err
         if n == 1:
@@ -834,7 +835,7 @@ def test_sample_writes_pictures_and_sounds(machine, makers, tmp_path):
 def test_chat_through_a_pipe(machine, makers, files):
     """Answers one after the other; a wrong file is named and the conversation goes on; the end of the input ends it."""
     lines = f'hello\n/image {files}/none.png\n/image {files}/a.png\n\nwhat?\n/audio {files}/bad.wav\n/what\n/new\nhello\n'
-    out = makers / 'text'
+    out = makers / 'talker'
     r = sample(machine, out, '--chat=true', '--max_new=6', '--temperature=0', stdin=lines)
     assert r.code == 0 and not r.err
     said = r.out.split('> ')
@@ -847,14 +848,11 @@ def test_chat_through_a_pipe(machine, makers, files):
     (['--audio=FILES/none.wav'], 'none.wav'), (['--audio=FILES/bad.wav'], 'bad.wav'), (['--audio=FILES/a.png'], 'a.png'),
     (['--image=FILES/a.png,FILES/bad.png'], 'bad.png'), (['--image=FILES'], 'files'), (['--out_dir=/nonexistent'], '/nonexistent'),
     (['--out_dir=FILES'], 'files'), (['--promt=x'], 'prompt'), (['--num=x'], '--num=x'),
-    *(pytest.param([*flags.split()], part, marks=pytest.mark.xfail(strict=True, reason=why)) for flags, part, why in (
-        ('--chat=true --image=FILES/none.png', 'none.png', 'files() is called outside of the try'),
-        ('--temperature=-1', 'temperature', 'not checked'), ('--top_p=0', 'top_p', 'not checked'), ('--top_k=-1', 'top_k', 'not checked'),
-        ('--device=gpu', 'device', 'not checked'), ('--num=0', 'num', 'nothing happens, status 0')))], ids=str)
+    (['--chat=true', '--image=FILES/none.png'], 'none.png'), (['--temperature=-1'], 'temperature'), (['--top_p=0'], 'top_p'),
+    (['--top_k=-1'], 'top_k'), (['--device=gpu'], 'device'), (['--num=0'], 'num')], ids=str)
 def test_sample_says_what_is_wrong_in_one_line(machine, whole, files, flags, part):
     one_line(sample(machine, whole, '--max_new=2', *[f.replace('FILES', str(files)) for f in flags], stdin='x\n'), part)
 
-@pytest.mark.xfail(strict=True, reason="configure wants --chat=true; the docstring and the issue say --chat")
 def test_chat_as_documented(machine, whole):
     assert sample(machine, whole, '--chat', stdin='').code == 0
 

@@ -93,7 +93,7 @@ def documents(n, split, codec, seed, shares, workers):
             pipe.close()
         for b in range(-(-n // 50)):
             yield from ends[b % workers].recv()
-    except EOFError:
+    except (EOFError, OSError):                          # OSError: in the middle of a block
         raise BadInput('a worker process died, for want of memory perhaps: try --workers=1') from None
     finally:                                            # no lock is shared: killing is safe, as it is not in a Pool
         for p in procs:

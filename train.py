@@ -217,7 +217,7 @@ def load(path, weights_only=False):
         raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
                           f'choose another --out_dir, or give the key as it was')
     if not weights_only and ck.meta['config']['muon'] != muon:
-        raise LookupError(f"{path} was trained with muon={ck.meta['config']['muon']}, this run has muon={muon}: choose another --out_dir, or give the key as it was")
+        raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: choose another --out_dir, or give the key as it was")
     ck.fill((n, s, x) for n, s, x in state() if not weights_only or not n.startswith('exp_'))
     opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
     return ck.meta

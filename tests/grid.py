@@ -8,7 +8,7 @@ The grid: every layout against the single process.
 
 Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss, every
 gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a - b| / max |b|
-over the tensor). Ranks that hold the same slice must hold the same bits in the end.
+over the tensor). Ranks that hold the same slice must hold the same bits.
 """
 import hashlib, json, os, sys, tempfile, time, traceback
 from pathlib import Path
@@ -67,8 +67,9 @@ def parse(text):
     """The inverse of label(), with the model in front: 'moe dp2 tp2 ep4 sp'."""
     l = dict(kind='dense', dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, schedule='', v=1, cp_mode='ring')
     for w in text.split():
-        k = 'kind' if w in ('dense', 'moe', 'tied') else 'schedule' if w in SCHEDULES else 'cp_mode' if w in ('ring', 'allgather', 'ulysses') else w.rstrip('0123456789')
-        l['v' if k == 'x' else k] = True if k == 'sp' else w if k in ('kind', 'schedule', 'cp_mode') else int(w[len(k):])
+        words = dict(kind=('dense', 'moe', 'tied'), schedule=SCHEDULES, cp_mode=('ring', 'allgather', 'ulysses'))
+        k = next((k for k in words if w in words[k]), w.rstrip('0123456789'))
+        l['v' if k == 'x' else k] = True if k == 'sp' else w if k in words else int(w[len(k):])
     return dict(l, schedule=l['schedule'] or '1f1b' * (l['pp'] > 1))
 
 
@@ -111,8 +112,9 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
 
 
 def digests(got):
-    """{(name, slice): hash of the weights in the end}."""
-    return {(k, n, spec.blocks): hashlib.md5(x.numpy().tobytes()).hexdigest() for k in got if k.startswith('weights') for n, (spec, x) in got[k].items()}
+    """{(name, slice): hash of the gradient, of the weights in the end}."""
+    held = [(k, n, spec, x) for k, v in got.items() if isinstance(v, dict) for n, (spec, x) in v.items()]
+    return {(k, n, spec.blocks): hashlib.md5(x.numpy().tobytes()).hexdigest() for k, n, spec, x in held}
 
 
 def compare(got, ref):
@@ -207,10 +209,12 @@ if __name__ == '__main__':
         globals()[k] = v
     limit, begin, failed, n, top = dict(float64=1e-10, float32=1e-5)[dtype], time.time(), 0, 0, 0.0
     print(f'{"layout":48s} {"model":6s} {"loss":>8s} {"gradient":>9s} {"norm":>8s} {"weights":>8s}')
-    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part) if only in f'{l["kind"]} {label(l)}']
+    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part)]
+    todo = [l for l in todo if only in f'{l["kind"]} {label(l)}']
     world = ','.join(map(str, sizes := sorted({size(l) for l in todo})))
     for w in sizes:
-        for layout, worst, text in run_grid([l for l in todo if size(l) == w], w, getattr(torch, dtype), tuple(optimizers.split(',')), int(patience)):
+        for layout, worst, text in run_grid([l for l in todo if size(l) == w], w, getattr(torch, dtype), tuple(optimizers.split(',')),
+                                            int(patience)):
             n += 1
             ok = worst is not None and all(e <= limit for e in worst.values())
             failed += not ok

@@ -1,7 +1,9 @@
 """
-Every parallelism against one process: the representative part of the grid (python tests/grid.py runs all of it), and each piece of parallel.py
-by itself against what it means: collectives and their adjoints, attention over context-parallel ranks, experts that nobody chose, the table of
-parameters, layouts that cannot work, train.py on several processes.
+Every parallelism against one process: the representative part of the grid (python tests/grid.py --part=all runs all of it), and each piece
+of parallel.py by itself against what it means: collectives and their adjoints, attention over context-parallel ranks, experts that nobody
+chose, the table of parameters, layouts that cannot work, train.py on several processes.
+
+    python -m pytest tests/test_parallel.py            about 90 s on 2 cores
 """
 import json
 import os
@@ -23,8 +25,8 @@ import toy
 from data.loader import collate
 from model import build
 from optim_zero import Checkpoint, Optimizer
-from parallel import (_attend, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear_cross_entropy, make_mesh, moe, my_slice,
-                      reduce_from, reduce_scatter_to, solo_mesh, split_to, zigzag)
+from parallel import (_attend, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear_cross_entropy, make_mesh,
+                      moe, reduce_from, reduce_scatter_to, solo_mesh, split_to, zigzag)
 from test_train import TINY, machine  # noqa: F401
 
 PATIENCE = 120      # seconds; those in which all processes are stopped do not count
@@ -71,8 +73,8 @@ def draw(seed, *shape, dtype=torch.float64):
 
 # ---------------------------------------------------------------- the grid
 
-LAYOUTS = ['dense tp4', 'dense tp4 sp', 'dense cp4 ring', 'moe dp4 ep2', 'moe pp2 cp2 ep2 gpipe ulysses', 'moe tp2 pp2 ep2 sp interleaved x2',
-           'moe pp2 cp2 ep2 zbh1 ring', 'moe tp2 pp2 sp gpipe', 'moe dp2 pp2 ep2 1f1b', 'tied dp2 cp2 ulysses', 'moe tp2 pp2 zbh1', 'tied dp2 pp2 gpipe',
+LAYOUTS = ['dense tp4', 'dense tp4 sp', 'dense cp4 ring', 'moe dp4 ep2', 'tied dp2 cp2 ulysses', 'tied dp2 pp2 gpipe',
+           'moe dp2 pp2 ep2 1f1b', 'moe tp2 pp2 zbh1', 'moe tp2 pp2 ep2 sp interleaved x2', 'moe pp2 cp2 ep2 gpipe ulysses',
            'dense dp2 tp2 pp2 zbh1', 'moe dp2 tp2 cp2 ep8 sp ring', 'tied tp2 pp2 cp2 sp 1f1b allgather', 'moe dp2 pp2 cp2 ep2 interleaved x2 allgather']
 
 
@@ -84,13 +86,15 @@ def agree(names, limit, dtype=torch.float64, optimizers=('sgd', 'adamw')):
 
 
 def test_every_pair_is_among_the_layouts():
-    seen = set()
+    dims, pairs, apart = ('dp', 'tp', 'pp', 'cp', 'ep', 'sp'), set(), set()
     for l in map(grid.parse, LAYOUTS):
-        on = [k for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp') if l[k] > 1 or l[k] is True]
-        seen |= set(combinations(on, 2)) | {(l[k], d) for k, d in (('kind', ''), ('schedule', 'pp'), ('cp_mode', 'cp')) for d in [*on, ''] if not d or l[d] > 1}
-    dims = ['dp', 'tp', 'pp', 'cp', 'ep', 'sp']
-    assert seen >= set(combinations(dims, 2))
-    assert seen >= {(kind, d) for kind in ('dense', 'moe', 'tied') for d in ('dp', 'tp', 'pp', 'cp')}
+        on = [k for k in dims if l[k] > 1 or l[k] is True]
+        pairs |= set(combinations(on, 2))
+        apart |= {(l[k], d) for k in ('kind', 'schedule', 'cp_mode') for d in on}
+    assert pairs == set(combinations(dims, 2))
+    assert apart >= {(kind, d) for kind in ('dense', 'moe', 'tied') for d in ('dp', 'tp', 'pp', 'cp')}
+    assert apart >= {(name, d) for name in ('gpipe', '1f1b', 'interleaved', 'zbh1') for d in ('dp', 'tp', 'pp')} - {('gpipe', 'tp')}
+    assert apart >= {(mode, 'cp') for mode in ('ring', 'allgather', 'ulysses')}
 
 
 def test_layouts_of_4_equal_one_process():
@@ -106,7 +110,7 @@ def test_float32():
 
 
 def test_muon():
-    agree(['moe dp2 ep2', 'dense tp4 sp', 'tied tp2 pp2 gpipe'], 1e-10, optimizers=('sgd', 'muon'))
+    agree(['dense tp4 sp', 'moe tp2 pp2 ep2 gpipe'], 1e-10, optimizers=('sgd', 'muon'))
 
 
 def test_the_rows_are_hard():
@@ -127,22 +131,28 @@ def test_the_rows_are_hard():
 # ---------------------------------------------------------------- collectives
 
 # of a linear map over ranks: name, function of (x, group), input and output replicated on all ranks (and then counted once)
-MAPS = [('copy_to', copy_to, True, False), ('reduce_from', reduce_from, False, True)]
-MAPS += [(f'gather_from {dim} {partial}', lambda x, g, d=dim, p=partial: gather_from(x, g, d, p), False, not partial) for dim in range(3) for partial in (True, False)]
-MAPS += [(f'reduce_scatter_to {dim}', lambda x, g, d=dim: reduce_scatter_to(x, g, d), False, False) for dim in range(3)]
-MAPS += [(f'split_to {dim}', lambda x, g, d=dim: split_to(x, g, d), True, False) for dim in range(3)]
-MAPS += [('exchange', lambda x, g: exchange(x, g, [(g.rank + r) % g.size for r in range(g.size)], [(g.rank + r) % g.size for r in range(g.size)]), False, False)]
+MAPS = [('copy_to', copy_to, True, False), ('reduce_from', reduce_from, False, True),
+        ('exchange', lambda x, g: exchange(x, g, runs(g), runs(g)), False, False)]
+for i in range(3):
+    MAPS += [(f'gather_from {i} partial', lambda x, g, i=i: gather_from(x, g, i, True), False, False),
+             (f'gather_from {i}', lambda x, g, i=i: gather_from(x, g, i, False), False, True),
+             (f'reduce_scatter_to {i}', lambda x, g, i=i: reduce_scatter_to(x, g, i), False, False),
+             (f'split_to {i}', lambda x, g, i=i: split_to(x, g, i), True, False)]
 
 
-def size_of_input(name, rank, world):
-    return (sum(range(world)), 4, 8) if name == 'exchange' else (8, 4, 8)
+def runs(g):
+    """Rows that rank r of the group sends to rank i, and gets from it: (r + i) % n, some of them none."""
+    return [(g.rank + r) % g.size for r in range(g.size)]
+
+
+
 
 
 def meaning(name, xs, rank):
     """What this rank should hold, from the inputs of all ranks."""
     what, dim = name.split()[0], int((name.split() + ['0'])[1])
     n = len(xs)
-    if what == 'exchange':                        # rank r sends its rows in runs of (r + 0) % n, (r + 1) % n, ... to 0, 1, ...
+    if what == 'exchange':
         return torch.cat([x.split([(r + i) % n for i in range(n)])[rank] for r, x in enumerate(xs)])
     return {'copy_to': lambda: xs[rank], 'reduce_from': lambda: sum(xs), 'gather_from': lambda: torch.cat(xs, dim),
             'reduce_scatter_to': lambda: sum(xs).chunk(n, dim)[rank], 'split_to': lambda: xs[0].chunk(n, dim)[rank]}[what]()
@@ -151,8 +161,8 @@ def meaning(name, xs, rank):
 def collective_worker(rank, world):
     g, out = make_mesh(dp=world).dp, {}
     for name, f, one_in, one_out in MAPS:
-        xs = [draw(0 if one_in else r, *size_of_input(name, r, world)[::-1]).mT.movedim(-1, 0).mT.movedim(0, 1) for r in range(world)]
-        xs = [x.reshape(size_of_input(name, r, world)).transpose(1, 2).contiguous().transpose(1, 2) for r, x in enumerate(xs)]     # not contiguous
+        shape = (sum(range(world)) if name == 'exchange' else 8, 8, 4)
+        xs = [draw(0 if one_in else r, *shape).transpose(1, 2) for r in range(world)]          # (8, 4, 8), not contiguous
         x = xs[rank].clone().requires_grad_()
         y = f(x, g)
         assert torch.equal(y, want := meaning(name, xs, rank)) or (y - want).abs().max() < 1e-12, name
@@ -213,8 +223,9 @@ def test_ring_merges_and_sums_in_float32():
     inputs = attention_inputs(11, 8, 2)
     inputs = [x.bfloat16().double() if x.is_floating_point() else x for x in inputs]
     want, plain = attention_alone(inputs), attention_alone(inputs, torch.bfloat16)
-    got = [torch.cat(x, 2)[:, :, torch.cat([zigzag(32, 4, r) for r in range(4)]).argsort()] for x in zip(*ranks(4, attention_worker, 4, 'ring', torch.bfloat16, inputs))]
-    for a, b, exact in zip(got, plain, want):
+    back = torch.cat([zigzag(32, 4, r) for r in range(4)]).argsort()
+    got = [torch.cat(x, 2)[:, :, back] for x in zip(*ranks(4, attention_worker, 4, 'ring', torch.bfloat16, inputs))]
+    for a, b, exact in zip(got, plain, want):             # 1.14 to 1.27 was seen; merging in bfloat16: 2.2 and more, only dK and dV: 1.4
         assert a.dtype == torch.bfloat16 and (a - exact).norm() <= 1.35 * (b - exact).norm()
 
 # ---------------------------------------------------------------- experts, the loss, the step
@@ -222,7 +233,7 @@ def test_ring_merges_and_sums_in_float32():
 def expert_inputs(case, rank, world, E=8, k=2, C=8):
     n = {'empty': 0 if rank == 1 else 7}.get(case, 5 + rank)
     x, gate = draw(rank, n, C), draw(50 + rank, n, k).abs()
-    top = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(1000 * rank + i))[:k] for i in range(n)]) if n else torch.zeros(0, k, dtype=torch.int64)
+    top = draw(70 + rank, n, E).topk(k).indices
     return x, gate, torch.arange(k).expand(n, k) if case == 'two' else top
 
 
@@ -267,7 +278,7 @@ def loss_worker(rank, world, inputs):
 
 @pytest.mark.parametrize('world', [2, 4])
 def test_loss_over_a_vocabulary_that_does_not_divide(world):
-    h, weight, y, w = draw(1, 10, 8), draw(2, 13, 8) * 3, torch.randint(13, (10,), generator=torch.Generator().manual_seed(3)), draw(4, 10).abs()
+    h, weight, y, w = draw(1, 10, 8), draw(2, 13, 8) * 3, draw(3, 10, 13).argmax(1), draw(4, 10).abs()
     w[[2, 7]] = 0
     got = ranks(world, loss_worker, world, (h, weight, y, w))
     h, weight = h.requires_grad_(), weight.requires_grad_()
@@ -289,7 +300,7 @@ def nan_worker(rank):
     for bad in (True, False):
         for u in opt.units:
             u.grad.fill_(1e-3)
-        opt.units[2].grad[5] = float('nan') if bad and rank == 1 else 1e-3
+        next(u for u in opt.units if u.sums == ('dpcp',)).grad[5] = float('nan') if bad and rank == 1 else 1e-3    # nobody else sees it
         norm = opt.step(0.1)
         assert (norm != norm) == bad and opt.t == (not bad) and bad == torch.equal(before, torch.cat([u.master for u in opt.units]))
     return norm
@@ -375,7 +386,8 @@ def test_all_layouts_of_the_grid_pass():
 
 # ---------------------------------------------------------------- train.py
 
-RUN = [*TINY, '--n_layer=2', '--n_head=4', '--n_kv_head=2', '--n_expert=4', '--top_k=2', '--moe_balance=0.05', '--max_steps=4', '--dtype=float64', '--muon=false']
+RUN = [*TINY, '--n_layer=2', '--n_head=4', '--n_kv_head=2', '--n_expert=4', '--top_k=2', '--moe_balance=0.05', '--max_steps=4',
+       '--dtype=float64', '--muon=false']
 
 
 @pytest.fixture(scope='module')
@@ -397,10 +409,11 @@ def train(machine, name, *flags, world=1):  # noqa: F811
     return records, {n: ck.full(n) for n in ck.names}
 
 
-@pytest.mark.parametrize('flags', ['--micro_rows=1', '--dp=2 --micro_rows=1', '--tp=2 --sp=true --ep=2', '--pp=2 --micro_rows=2', '--cp=2 --ep=2'],
-                         ids=['micro', 'dp', 'tp', 'pp', 'cp'])
+@pytest.mark.parametrize('flags', [pytest.param('--micro_rows=1', id='micro'), pytest.param('--dp=2 --micro_rows=1', id='dp'),
+                                   pytest.param('--tp=2 --sp=true --ep=2', id='tp'), pytest.param('--pp=2 --micro_rows=2', id='pp'),
+                                   pytest.param('--cp=2 --ep=2', id='cp')])
 def test_train_py_equals_one_process(machine, alone, flags):  # noqa: F811
-    """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' balancing bias in the checkpoint."""
+    """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' bias in the checkpoint."""
     records, tensors = train(machine, flags.replace(' ', ''), *flags.split(), world=2 if '=2 ' in flags else 1)
 
     def flat(x):

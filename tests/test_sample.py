@@ -122,15 +122,18 @@ def test_guidance_of_a_prompt_that_ends_inside_a_picture(which):
     assert len(out['images']) >= 1
 
 
-def test_guided_payload_equals_the_formula(payloads, monkeypatch):
-    """A 1x1 picture: x_1(h0) + g (x_1(h) - x_1(h0)), h0 after the unprompted and the same header, with the row's own noise."""
+def test_guided_payloads_equal_the_formula(payloads, monkeypatch):
+    """A 1x2 picture: x_1(h0) + g (x_1(h) - x_1(h0)), h0 after the unprompted and the same header and patch, with the row's own noise."""
     model, empty, p = muse(), codec.encode([('ids', [sp['user'], sp['assistant']])]), codec.encode([('text', 'dot')])
-    said = iter([sp['boi'], L + 1, L + 1])
+    said = iter([sp['boi'], L + 1, L + 2])
     monkeypatch.setattr(sample, 'choose', lambda *a: (next(said), 0.0))
-    got = run(model, [p], payloads, guide=1.7, unprompted=empty, max_new=4, noise=0.6)[0]['payloads'][0]
-    after = lambda q: step(model, Cache(model.cfg, 1, 9, 'cpu', torch.float64), [Row(codec, dict(q, ids=np.r_[q['ids'], sp['boi'], L + 1, L + 1]), 0, False).feed])
-    e = torch.randn(D, generator=torch.Generator().manual_seed(1_000_003)) * 0.6
-    np.testing.assert_allclose(got, model.image_out.sample(after(p), e[None], 3, 1.7, after(empty))[0], atol=1e-6)
+    x = run(model, [p], payloads, guide=1.7, unprompted=empty, max_new=5, noise=0.6)[0]['payloads']
+    def before(q):                                                    # hidden states that the two patches are made from
+        ids = np.r_[q['ids'], sp['boi'], L + 1, L + 2, sp['img'], sp['img']]
+        return trained_path(model, ids, np.ones(len(ids), np.uint8), x, np.array(grid_rc(1, 2), np.float32), np.zeros((0, 128), np.float32))[0][-2:]
+    rng = torch.Generator().manual_seed(1_000_003)
+    e = torch.stack([torch.randn(D, generator=rng) for _ in range(2)]) * 0.6
+    np.testing.assert_allclose(x, model.image_out.sample(before(p), e, 3, 1.7, before(empty)), atol=1e-5)
 
 
 def test_seeds_and_prompts_decide_all(payloads):
@@ -322,6 +325,12 @@ def test_a_sound_by_the_grammar():
     assert sp['aud'] not in legal(r)
     r.take(sp['boa'], None, 0.0), r.take(sp['eoa'], None, 0.0)        # an empty one is none
     assert len(r.audio) == 1
+
+
+def test_a_sound_that_is_cut_off_is_kept(monkeypatch):
+    monkeypatch.setattr(sample, 'choose', lambda *a: (sp['aud'], 0.0))
+    out, = generate(muse(), codec, [codec.encode([('ids', [sp['boa']])])], max_new=3, flow_steps=1)
+    assert [x.shape for x in out['audio']] == [(3, 128)] and out['ids'] == [sp['aud']] * 3 and out['text'] == ''
 
 
 def test_a_prompt_leaves_the_row_where_it_ends():

@@ -451,6 +451,14 @@ def test_no_room_for_a_line_of_metrics(machine, tmp_path):
 
 # ---------------------------------------------------------------- which checkpoints there are
 
+@pytest.mark.xfail(strict=True, reason='the last save() of the loop is not asked whether it worked: status 0; the skill table then '
+                   'ends in IndexError, or is that of an earlier checkpoint')
+@pytest.mark.parametrize('skills', [0, 2])
+def test_a_run_whose_last_checkpoint_is_lost_is_a_failure(machine, tmp_path, skills):
+    """Status not 0, as for a stop that saves nothing; no traceback."""
+    r = machine.train(tmp_path, '--max_steps=2', f'--skills={skills}', full=dict(calls=[1]))
+    assert 'no checkpoint written' in r.out and r.code > 0 and 'Traceback' not in r.err
+
 @pytest.mark.parametrize('keep', [1, 3])
 def test_keep_last(machine, tmp_path, keep):
     assert machine.train(tmp_path, '--save_every=2', f'--keep_last={keep}').code == 0
@@ -519,12 +527,12 @@ def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     one_line(r, f'{key}={old}', f'{key}={value}', 'out_dir')
     assert steps(out) == [4] and (out / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
 
-@pytest.mark.parametrize('muon', ['true', 'false'])
+@pytest.mark.parametrize('muon', [True, False])
 def test_another_optimizer_in_out_dir_is_refused(machine, tmp_path, muon):
     """Muon's momentum is no first moment of AdamW, nor the reverse: never silently from scratch, never taken for the other."""
     flags = ['--max_steps=2', '--eval_docs=1']
     assert machine.train(tmp_path, *flags, f'--muon={muon}').code == 0
-    one_line(machine.train(tmp_path, *flags, f'--muon={"true" if muon == "false" else "false"}'), 'muon=true', 'muon=false')
+    one_line(machine.train(tmp_path, *flags, f'--muon={not muon}'), 'muon=true', 'muon=false')
 
 # ---------------------------------------------------------------- steps that go wrong
 
@@ -759,12 +767,25 @@ def test_layouts_that_cannot_work(machine, tmp_path, flags, parts):
     one_line(a, *parts)
     assert b.code > 0 and not b.err
 
-@pytest.mark.parametrize('ranks', [(0, 1), (0,), (1,)])
-def test_a_stop_is_for_all_processes_or_none(machine, tmp_path, ranks):
-    """A signal reaches the processes of torchrun in different steps."""
+HANGS = 'hangs until Gloo gives up: the stop is summed over mesh.dp only, the ranks of tp, pp and cp disagree'
+
+@pytest.mark.parametrize('ranks, flags', [
+    ((0, 1), '--dp=2'), ((0,), '--dp=2'), ((1,), '--dp=2'), ((0, 1), '--tp=2'),
+    *(pytest.param((0,), flags, marks=pytest.mark.xfail(run=False, reason=HANGS)) for flags in ('--tp=2', '--pp=2 --n_layer=2', '--cp=2'))])
+def test_a_stop_is_for_all_processes_or_none(machine, tmp_path, ranks, flags):
+    """A signal reaches the processes of torchrun in different steps, or only some of them."""
     stop = dict(signal=dict(where='row', step=2, sig=TERM))
-    got = pair(machine, tmp_path, '--save_every=9', hooks=[stop if rank in ranks else {} for rank in (0, 1)])
+    got = pair(machine, tmp_path, *flags.split(), hooks=[stop if rank in ranks else {} for rank in (0, 1)])
     assert [r.code for r in got] == [143, 143] and steps(tmp_path) == [2], got[1].err[-500:]
+
+@pytest.mark.xfail(run=False, reason='hangs until Gloo gives up: the rank that has no room leaves save_checkpoint, the other one waits in it')
+@pytest.mark.parametrize('rank, call', [(1, 1), (0, 1), (0, 2)])
+def test_disk_full_on_one_of_two_processes(machine, tmp_path, rank, call):
+    """No checkpoint of step 6 for anyone, said once; both go on, and that of step 12 is whole."""
+    hooks = [{}, {}]
+    hooks[rank] = dict(full=dict(calls=[call]))
+    a, b = pair(machine, tmp_path, '--save_every=6', hooks=hooks)
+    assert (a.code, b.code) == (0, 0) and steps(tmp_path) == [12] and a.out.count('no checkpoint written') == 1
 
 # ---------------------------------------------------------------- sample.py
 
@@ -786,11 +807,11 @@ def files(machine):
 
 @pytest.fixture(scope='session')
 def makers(machine, whole):
-    """Checkpoints whose every answer is a picture of 2x2 patches, or a sound: one feature of the embedding decides; or bytes
-    that depend on every bit of the context."""
+    """Checkpoints whose every answer is a picture of 2x2 patches, a sound, or letters of two bytes: one feature of the embedding
+    decides; or bytes that depend on every bit of the context."""
     meta, t = contents(whole / 'step_00000012')
     sp, loc0, g = Codec('bytes').sp, 256 + 32, torch.Generator().manual_seed(0)
-    for name, ids in (('picture', [sp['boi'], loc0 + 2]), ('sound', [sp['boa'], sp['aud']]), ('talker', [])):
+    for name, ids in (('picture', [sp['boi'], loc0 + 2]), ('sound', [sp['boa'], sp['aud']]), ('accents', [0xc3]), ('talker', [])):
         new = {n: x.clone() for n, x in t.items()}
         for n in ('wte', 'image_in', 'audio_in', 'head') if ids else ():
             new[f'param/{n}'][..., 0] = 0
@@ -799,6 +820,10 @@ def makers(machine, whole):
         new['param/head'][256:] *= bool(ids)
         new['param/wte'][:, 0] += 1000 * bool(ids)
         new['param/head'][ids, 0] = 1
+        if name == 'accents':                             # after the first byte of a letter its second
+            new['param/wte'][0xc3, 0], new['param/wte'][:, 1], new['param/wte'][0xc3, 1] = 0, 0, 1000
+            new['param/head'][:, 1] = 0
+            new['param/head'][0xa9, 1] = 1
         save_checkpoint(machine.path / name, 'step_00000001', ((n, Spec(tuple(x.shape)), x) for n, x in new.items()), meta, solo_mesh())
     return machine.path
 
@@ -821,6 +846,7 @@ def test_sample_prints_what_the_engine_says(machine, makers, files):
             assert all(f'[{i}] {w["text"]}\n' in r.out for i, w in enumerate(want)) and want[0]['text'] != want[1]['text']
         seen.add(want[0]['text'])
     assert len(seen) == 5
+    assert sample(machine, makers / 'accents', '--prompt=x', '--max_new=9', '--temperature=0').out == 'éééé\n'
 
 def test_sample_writes_pictures_and_sounds(machine, makers, tmp_path):
     r = sample(machine, makers / 'picture', '--prompt=x', '--max_new=18', '--temperature=0', f'--save={tmp_path}', '--num=2', '--guide=1')

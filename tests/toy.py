@@ -8,15 +8,15 @@ codec = Codec('bytes')
 
 
 def documents(n=40, seed=0):
-    """Short documents with text, pictures of several shapes (also two in one) and sounds, some segments without weight, and some long ones all without."""
+    """Short documents with text, pictures of several shapes (also two in one) and sounds; some segments or documents without weight."""
     rng = np.random.default_rng(seed)
     docs = []
     for i in range(n):
         text = bytes(rng.integers(97, 123, rng.integers(3, 12), np.uint8)).decode()
         image = lambda: ('image', rng.integers(0, 256, (8 * rng.integers(1, 4), 8 * rng.integers(1, 4), 3)).astype(np.uint8), int(rng.random() < 0.7))
         audio = ('audio', rng.standard_normal((int(rng.integers(2, 6)), 128)).astype(np.float32), int(rng.random() < 0.7))
-        doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', 2 * text)], [image(), audio, ('text', text), image()],
-               [('text', 9 * text, 0)]][i % 6]
+        doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', 2 * text)],
+               [image(), audio, ('text', text), image()], [('text', 9 * text, 0)]][i % 6]
         docs.append(doc + [('ids', [codec.sp['eot']], int(i % 6 < 5))])
     return docs
 
@@ -31,8 +31,9 @@ def shards(docs):
 
 def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=560):
     """
-    The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts. The seed was searched for: in step 0 pictures and
-    sounds straddle chunks, two rows are ignored altogether, some ranks of dp2 and dp4 have no sound and no picture (test_parallel.py looks that it stays so).
+    The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts. The seed was searched
+    for: in step 0 pictures and sounds straddle chunks, two rows are ignored altogether, some ranks of dp2 and dp4 have no sound or no
+    picture (test_parallel.py looks that it stays so).
     """
     keys = [(seed, step, r) for r in range(rows)]
     packed = [pack_train(sets, None, T, k) for k in keys]

@@ -51,7 +51,7 @@ def questions(rng, sc, codec):
     kinds = rng.sample([S.what, S.count, S.where, S.relation, S.point, S.box] * 2, 12)
     found = []
     for q in (k(rng, sc, codec) for k in kinds):
-        if q and len(found) < 7 and q[0] not in [f[0] for f in found]:      # many to a picture: its positions are paid for once
+        if q and len(found) < 7 and q[0] not in [f[0] for f in found]:   # a picture's positions are paid for once
             found.append(q)
     last = S.caption(rng, sc, codec) if rng.random() < .35 else None
     if last:                                                            # alone or instead of another one

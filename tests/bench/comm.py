@@ -1,19 +1,20 @@
 """
-What a step sends, beside the least that it must send (DESIGN.md 3): bytes per rank of one training step in float32, counted by parallel.COMM.
+What a step sends, beside the least that it must send: bytes per rank of one training step in float32, as parallel.COMM counts them.
 
     python tests/bench/comm.py                           every dimension alone, and dp2 * tp2 * pp2; half a minute on 2 cores
     python tests/bench/comm.py --these="moe dp2 ep2; dense tp2 sp"
 
-The formulas stand in formula(), term by term: those of DESIGN.md, and beside them what the blocks do not show: embedding, heads, the statistics of
-the cross-entropy, gradients of what is used on a part of the work, the norm. Each operation of each group must be equal to the byte, on every rank.
-Also counted: the calls of torch.distributed, which must be as many as parallel.COMM was told of.
+The formulas stand in formula(), term by term: the least volume of the blocks, and beside it embedding, heads, the statistics of the
+cross-entropy, gradients of what is used on a part of the work, counts and the norm. b rows, s positions, h width, H width of the kv heads;
+d = dp * cp, t = tp, c = cp, e = ep. Each operation of each group must be equal to the byte, on every rank (printed for rank 0).
+The calls of torch.distributed that send must be as many as parallel.COMM was told of.
 """
 import json, sys
 from collections import Counter
 from pathlib import Path
 import torch
 import torch.distributed as dist
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 import grid, model, parallel, toy
 from configurator import configure
 from model import D, N_FREQ, ModelConfig, build
@@ -21,30 +22,29 @@ from optim_zero import Optimizer
 from parallel import add_messages, forward_backward, make_mesh, schedule
 from test_parallel import ranks
 
-these = ('dense dp2; dense dp4; dense tp2; dense tp2 sp; dense cp2 ring; dense cp4 ring; dense cp2 allgather; dense cp4 allgather; dense cp2 ulysses; '
-         'dense cp4 ulysses; dense pp2 1f1b; dense pp4 1f1b; dense pp2 zbh1; moe dp2 ep2; moe dp4 ep4; moe dp4 ep2; moe tp2 ep2; moe tp2 ep2 sp; '
-         'dense dp2 tp2 pp2 1f1b; dense dp2 tp2 pp2 sp 1f1b')    # layouts, as tests/grid.py names them
+these = ('dense dp2; dense dp4; dense tp2; dense tp2 sp; dense cp2 ring; dense cp4 ring; dense cp2 allgather; dense cp4 allgather; '
+         'dense cp2 ulysses; dense cp4 ulysses; dense pp2 1f1b; dense pp4 1f1b; dense pp2 zbh1; moe dp2 ep2; moe dp4 ep4; moe dp4 ep2; '
+         'moe tp2 ep2; moe tp2 ep2 sp; dense dp2 tp2 pp2 1f1b; dense dp2 tp2 pp2 sp 1f1b')    # layouts, as tests/grid.py names them
 T, ROWS, MICRO, BYTES = 64, 8, 2, 4
-MOVES = [n for n in ('all_reduce all_gather all_gather_single all_gather_into_tensor all_gather_object reduce reduce_scatter reduce_scatter_single '
+MOVES = ('all_reduce all_gather all_gather_single all_gather_into_tensor all_gather_object reduce reduce_scatter reduce_scatter_single '
          'reduce_scatter_tensor all_to_all all_to_all_single broadcast broadcast_object_list gather scatter send isend').split()
-         if hasattr(dist, n)]
 
 
 def config(kind):
     """Sizes that every layout divides: what does not divide is rounded up, which is the grid's business."""
     moe = dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32) if kind == 'moe' else {}
-    return ModelConfig(vocab_size=364, n_layer=4, n_head=8, n_kv_head=4, n_embd=32, ff=64, flow_width=32, flow_depth=2, zero_init=False, **moe)
+    return ModelConfig(vocab_size=364, n_layer=4, n_head=8, n_kv_head=4, n_embd=32, ff=64, flow_width=32, flow_depth=2, **moe)
 
 
 def formula(l, cfg, mesh, layers, batches, routed):
     """
-    [(operation, group, term, elements that this rank sends)]. layers: those of this rank's stage; batches: its microbatches; routed: of every MoE layer
-    and microbatch, (tokens that this rank sends to others, tokens that others send here).
+    [(operation, group, term, bytes that this rank sends)]. layers: those of this rank's stage; batches: its microbatches; routed: of every
+    MoE layer and microbatch, (tokens that this rank sends to others, tokens that others send here).
     """
     t, c, d, p, e, M = l['tp'], l['cp'], l['dp'] * l['cp'], l['pp'], l['ep'], len(batches)
     C, L, W, kv, hd, b = cfg.n_embd, len(layers), cfg.flow_width, cfg.n_kv_head * cfg.hd, cfg.hd, MICRO
     first, last, moe = layers[0] == 0, layers[-1] == cfg.n_layer - 1, sum(i >= cfg.dense_layers for i in layers) if cfg.n_expert else 0
-    bsh, bsH = b * T // c * C, b * T * kv // t                                # of this rank's positions; of the whole row, kv heads of this rank
+    bsh, bsH = b * T // c * C, b * T * kv // t                                # of this rank's positions; of the whole row
     N = Counter({k: sum(len(x[f'{k}_i']) for x in batches) for k in ('txt', 'img', 'aud')})
     R = batches[0]['img_t'].shape[1]
     ring, twice, out = (t - 1) / t, 2 * (t - 1) / t, []
@@ -87,8 +87,8 @@ def worker(rank, l):
     mesh = make_mesh(**{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head)
     models = build(cfg, mesh, 7, l['v'])
     opt = Optimizer(models, mesh, torch.float32)
-    batches = toy.micros([toy.shards(toy.documents())], 0, rows=ROWS, micro=MICRO, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size,
-                         cp_rank=mesh.cp.rank, dtype=torch.float32, experts=cfg.n_expert > 0)
+    batches = toy.micros([toy.shards(toy.documents())], 0, rows=ROWS, micro=MICRO, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
+                         cp=mesh.cp.size, cp_rank=mesh.cp.rank, dtype=torch.float32, experts=cfg.n_expert > 0)
     todo = add_messages(schedule(l['schedule'], l['pp'], len(batches)), len(batches))[mesh.pp.rank] if l['pp'] > 1 else None
 
     def counted(owner, name, key):
@@ -106,7 +106,8 @@ def worker(rank, l):
         return old(x, top, *a)
     model.moe = moe
     for name in MOVES:
-        counted(dist, name, 'moved')
+        if hasattr(dist, name):
+            counted(dist, name, 'moved')
     counted(parallel, '_count', 'counted')
     parallel.COMM.clear()
     opt.start(len(batches))
@@ -148,10 +149,11 @@ if __name__ == '__main__':
             good &= equal and all_told
             figures.setdefault(text.strip(), []).append(sum(comm.values()))
             for op, g in sorted(want.keys() | comm.keys()) if rank == 0 or not equal else ():
-                print(f'{text.strip():30s} {rank:4d} {op:15s} {g:6s} {comm.get((op, g), 0):12,d} {want[op, g]:12,d}{"" if comm.get((op, g), 0) == want[op, g] else "  DIFFERENT"}')
+                n = comm.get((op, g), 0)
+                print(f'{text.strip():30s} {rank:4d} {op:15s} {g:6s} {n:12,d} {want[op, g]:12,d}{"  DIFFERENT" * (n != want[op, g])}')
                 for *_, say, n in (x for x in terms if x[:2] == (op, g)):
-                    print(f'{"":59s}{"":12s} {n:12,d}  {say}')
+                    print(f'{"":72s}{n:12,d}  {say}')
             if not all_told:
-                print(f'{text.strip():30s} {rank:4d} torch.distributed was called {calls.get("moved", 0)} times, counted {calls.get("counted", 0)} times  DIFFERENT')
+                print(f'{text.strip():30s} {rank:4d} calls: {calls.get("moved", 0)}, counted: {calls.get("counted", 0)}  DIFFERENT')
     print(json.dumps(dict(bench='comm', ok=good, layouts=len(figures), bytes_per_rank=figures)))
     sys.exit(not good)

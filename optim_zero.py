@@ -52,13 +52,13 @@ def make_units(model, dtype):
 
 # ---------------------------------------------------------------- Muon
 
-def orthogonalise(g, steps=5):
+def orthogonalise(g, steps=5, dtype=torch.bfloat16):
     """
     g (n, rows, cols) -> roughly the U V^T of its singular value decomposition, by `steps` of a quintic Newton-Schulz iteration whose coefficients
-    push every singular value in (0, 1] into about [0.7, 1.2] (Jordan et al. 2024). bfloat16 unless g is float64.
+    push every singular value in (0, 1] into about [0.7, 1.2] (Jordan et al. 2024). In `dtype`; float64 stays float64.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g if g.dtype == torch.float64 else g.bfloat16()
+    x = g if g.dtype == torch.float64 else g.to(dtype)
     if flip := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -189,7 +189,7 @@ class Optimizer:
                 batch.setdefault(tuple(m.shape[-2:]), []).append((i, j, m))
         done = {}
         for (rows, cols), items in batch.items():
-            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for *_, m in items]))
+            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for *_, m in items]), dtype=self.dtype)
             o = o * max(1, rows / cols) ** 0.5                                  # the same spectral size per input, whatever the shape
             for (i, j, m), x in zip(items, o.split([m.numel() // (rows * cols) for *_, m in items])):
                 done.setdefault(i, {})[j] = x.reshape(m.shape)
@@ -274,30 +274,45 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
     """
     out = Path(out_dir)
     final, tmp = out / name, out / f'.{name}.tmp'
-    if mesh.world.rank == 0:
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-    if mesh.world.size > 1:
-        dist.barrier()
-    entries, at, file = [], 0, f'rank{mesh.world.rank:05d}.bin'
+    entries, at, file, error = [], 0, f'rank{mesh.world.rank:05d}.bin', None
+
+    def agree(value, error):
+        """What every rank has to say; an error of any of them is raised by all, so that nobody waits for a rank that has left."""
+        said = [(value, error)]
+        if mesh.world.size > 1:
+            said = [None] * mesh.world.size
+            dist.all_gather_object(said, (value, error))
+        if first := next((e for _, e in said if e), None):
+            if mesh.world.rank == 0:
+                shutil.rmtree(tmp, ignore_errors=True)
+            raise first
+        return [v for v, _ in said]
+
+    try:
+        if mesh.world.rank == 0:
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+    except OSError as e:
+        error = e
+    agree(None, error)
     try:
         with open(tmp / file, 'wb') as f:
             for tname, spec, x in tensors:
                 if writes(spec, mesh):
-                    raw = x.detach().cpu().contiguous().view(torch.uint8).numpy().data if x.dim() else x.detach().cpu().reshape(1).view(torch.uint8).numpy().data
+                    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
                     f.write(raw)
                     entries.append(dict(name=tname, file=file, dtype=str(x.dtype)[6:], shape=list(spec.shape), dim=spec.dim,
                                         blocks=[list(b) for b in spec.blocks], offset=at, nbytes=raw.nbytes, crc=zlib.crc32(raw)))
                     at += raw.nbytes
             f.flush()
             os.fsync(f.fileno())
-        all_entries = [entries]
-        if mesh.world.size > 1:
-            all_entries = [None] * mesh.world.size
-            dist.all_gather_object(all_entries, entries)
+    except OSError as e:
+        error = e
+    entries = agree(entries, error)
+    try:
         if mesh.world.rank == 0:
             with open(tmp / 'manifest.json', 'w') as f:
-                body = json.dumps(dict(meta, tensors=sum(all_entries, [])))
+                body = json.dumps(dict(meta, tensors=sum(entries, [])))
                 f.write(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
                 f.flush()
                 os.fsync(f.fileno())
@@ -305,12 +320,9 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
             _replace(tmp, final)
             _fsync(out)
             shutil.rmtree(tmp, ignore_errors=True)                              # holds what was there before, if there was anything
-    except OSError:
-        if mesh.world.rank == 0:
-            shutil.rmtree(tmp, ignore_errors=True)
-        raise
-    if mesh.world.size > 1:
-        dist.barrier()
+    except OSError as e:
+        error = e
+    agree(None, error)
 
 
 def checkpoints(out_dir):

@@ -11,7 +11,7 @@ Rules that hold everywhere (DESIGN.md 3):
   * Each parameter carries a Spec: its global shape, the slice held here, the groups over which its gradient is summed, its number
     of copies in the world. Initialisation, gradient sync, norm, optimizer and checkpoint all read it, and nothing else.
 """
-import hashlib, os, sys
+import atexit, hashlib, os, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -113,6 +113,7 @@ def start_world(device, minutes=10):
         else:
             dist.init_process_group('nccl' if 'cuda' in device else 'gloo', rank=rank, world_size=world, timeout=timedelta(minutes=minutes),
                                     store=dist.PrefixStore(f'attempt{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store))
+        atexit.register(dist.destroy_process_group)                # without it Gloo sometimes aborts a run that has ended well
     return rank, world, device
 
 

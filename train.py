@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import numpy as np
 import torch
+import torch.distributed as dist
 from configurator import configure
 from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.loader import eval_batches, open_shards, shard_dir, train_batches
@@ -156,6 +157,11 @@ def prepared(name, tok, codec):
                 die(f'data/{name}/prepare.py did not finish (see above)')
     return out
 
+if not master:                                     # rank 0 makes what is missing, the others come when it is there
+    try:
+        dist.barrier()
+    except RuntimeError:                           # it could not, and said why
+        sys.exit(1)
 try:
     if tokenizer.startswith('bpe:') and not (root / 'data' / f'bpe_{tokenizer[4:]}.json').exists():
         plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
@@ -165,6 +171,8 @@ try:
     folders = {n: prepared(n, tokenizer, codec) for n in names}
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
     val_sets = {n: open_shards(folders[n], 'val', codec) for n in names}
+    if master and world > 1:
+        dist.barrier()
 except (BadInput, ValueError, OSError) as e:
     die(str(e))
 
@@ -206,7 +214,7 @@ try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
-step, best, bad, resumed = 0, math.inf, 0, None
+step, best, bad, resumed, saved = 0, math.inf, 0, None, True
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 
 def load(path, weights_only=False):
@@ -358,7 +366,9 @@ began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step
-    counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.dp).tolist()
+    # over the whole world, since a stop concerns all; the tp * pp * cp ranks of one dp rank count the same rows
+    counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.world).tolist()
+    counts = [c / (tp * pp * cp) for c in counts]
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
@@ -407,7 +417,7 @@ while step < max_steps:
                 save('best')
         last_log, first_step, flops, seen = time.time(), step, 0, 0
     if (save_every and step % save_every == 0) or step == max_steps:
-        save()
+        saved = save()
 loader.close()
 if stopped and step < max_steps:
     if not save():
@@ -415,6 +425,8 @@ if stopped and step < max_steps:
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
+if not saved:
+    sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
 # ---------------------------------------------------------------- what it can do
 

@@ -249,9 +249,9 @@ def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, 
     out, stop = queue.Queue(2), threading.Event()
 
     def work():
-        try:
-            s = step
-            while not stop.is_set():
+        s = step
+        while not stop.is_set():
+            try:
                 batch, counts = [], 0
                 for m in range(0, len(mine), micro):
                     keys = [(seed, s, r) for r in mine[m:m + micro]]
@@ -259,17 +259,18 @@ def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, 
                     batch.append(b)
                     counts = counts + c
                 item = (s, batch, counts)
-                while not stop.is_set():
-                    try:
-                        out.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        pass
-                s += 1
-        except BaseException as e:                       # the reader must not wait for ever
-            out.put(e)
+            except BaseException as e:                   # the reader must not wait for ever
+                item = e
+            while not stop.is_set():
+                try:
+                    out.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    pass
+            s += 1
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while True:
             item = out.get()
@@ -278,6 +279,7 @@ def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, 
             yield item
     finally:
         stop.set()
+        thread.join()                                    # python aborts if it ends while a thread of its own wakes up
 
 
 def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0):

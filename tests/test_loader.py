@@ -2,7 +2,6 @@
 import json
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -66,7 +65,8 @@ def test_a_hand_written_document_literally():
     key = (9, 4, 2)
     b, counts = collate([[whole(s, 0)]], 16, codec, 3, [key])
     # position                    0    1    2          3      4      5          6          7          8          9          10         11         12   (13)
-    assert b['ids'].tolist() == [[104, 105, sp['boi'], L + 1, L + 2, sp['img'], sp['img'], sp['eoi'], sp['boa'], sp['aud'], sp['aud'], sp['eoa'], 98] + [sp['pad']] * 3]
+    assert b['ids'].tolist() == [[104, 105, sp['boi'], L + 1, L + 2, sp['img'], sp['img'], sp['eoi'], sp['boa'], sp['aud'], sp['aud'], sp['eoa'], 98]
+                                 + [sp['pad']] * 3]
     assert b['pos'].tolist() == [[*range(13), 0, 0, 0]] and b['doc'].tolist() == [[0] * 13 + [-1] * 3]
     # learned ids: not 'i' (weight 0), no placeholders of patches, not <eoi> (forced), but [aud] and <eoa>
     n = 9
@@ -242,16 +242,13 @@ def test_errors_of_the_thread_reach_the_reader(sets):
 
 
 def test_closing_ends_the_thread(sets):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = train_batches(sets, [1, 1], codec, seed=1, step=0, rows=2, micro=2, T=48)
-    within(60, loader.__next__)
-    assert threading.active_count() > before
+    next(loader)
+    mine = set(threading.enumerate()) - before
+    assert len(mine) == 1
     loader.close()
-    for _ in range(600):
-        if threading.active_count() <= before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    assert not mine.pop().is_alive()
 
 
 # ---------------------------------------------------------------- context parallel slices
@@ -335,7 +332,8 @@ def test_shards_read_back_what_was_written(tmp_path, capsys):
         for k in ARRAYS:
             assert s[k].shape == want[k].shape and (s[k] == want[k]).all(), (split, k)
         text = sum(codec.n_bytes(codec.encode(d)['ids']) for d in part)
-        assert meta['splits'][split] == dict(documents=len(part), positions=len(want['ids']), patches=len(want['patch']), frames=len(want['frame']), text_bytes=text)
+        assert meta['splits'][split] == dict(documents=len(part), positions=len(want['ids']), patches=len(want['patch']),
+                                              frames=len(want['frame']), text_bytes=text)
     assert meta['licence'] == 'MIT' and json.loads((tmp_path / 'toy' / 'shards' / 'meta.json').read_text()) == meta
     said = capsys.readouterr().out
     assert '12 documents' in said and 'MIT' in said and 'nowhere' in said

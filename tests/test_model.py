@@ -539,8 +539,10 @@ def test_expert_load_is_counted_per_modality_without_padding():
 # ---------------------------------------------------------------- counts on paper
 
 CONFIGS = dict(dense=DENSE, experts=EXPERTS, tied=TIED, plain=ModelConfig(), text=ModelConfig(**TINY, image=False, audio=False),
-               image=ModelConfig(**{**TINY, 'flow_depth': 3, 'flow_width': 64}, audio=False), swiglu=ModelConfig(**{**TINY, 'act': 'swiglu', 'n_layer': 3}, image=False),
-               all_experts=ModelConfig(**{**TINY, 'n_layer': 3}, n_expert=4, top_k=3, dense_layers=0), no_experts_yet=ModelConfig(**TINY, n_expert=4, dense_layers=5))
+               image=ModelConfig(**{**TINY, 'flow_depth': 3, 'flow_width': 64}, audio=False),
+               swiglu=ModelConfig(**{**TINY, 'act': 'swiglu', 'n_layer': 3}, image=False),
+               all_experts=ModelConfig(**{**TINY, 'n_layer': 3}, n_expert=4, top_k=3, dense_layers=0),
+               no_experts_yet=ModelConfig(**TINY, n_expert=4, dense_layers=5))
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -566,8 +568,8 @@ def test_operations_on_paper_equal_those_counted(name):
         for p in model.parameters():
             p.requires_grad_(False)                                   # the cross-entropy makes its gradient in the forward pass: see below
         model(b)
-    paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3, len(b['xin_img_i']), len(b['xin_aud_i']),
-                        len(b['rc_i']))
+    paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3,
+                        len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i']))
     assert counted.get_total_flops() == paper
 
 
@@ -595,5 +597,6 @@ def test_bad_configurations_are_refused_in_one_line(bad, word):
 
 
 def test_configuration_fills_in_what_follows():
-    assert ModelConfig(n_embd=96, n_head=4).ff == 384 and ModelConfig(n_embd=96, n_head=4, act='swiglu').ff == 256 and ModelConfig(n_embd=104, act='swiglu').ff == 288
+    assert ModelConfig(n_embd=96, n_head=4).ff == 384 and ModelConfig(n_embd=96, n_head=4, act='swiglu').ff == 256
+    assert ModelConfig(n_embd=104, act='swiglu').ff == 288
     assert ModelConfig(n_head=6).n_kv_head == 6 and ModelConfig(n_embd=96, n_head=4, n_expert=4, top_k=3).expert_ff == 128

@@ -118,7 +118,8 @@ def test_guidance_runs_cached_uncached_and_in_any_batch(payloads):
 
 @pytest.mark.parametrize('which', [3, 5, 7])
 def test_guidance_of_a_prompt_that_ends_inside_a_picture(which):
-    out, = generate(muse(), codec, prompts()[which:which + 1], guide=2.0, unprompted=codec.encode([('ids', [sp['user']])]), max_new=10, max_patches=4, flow_steps=1)
+    empty = codec.encode([('ids', [sp['user']])])
+    out, = generate(muse(), codec, prompts()[which:which + 1], guide=2.0, unprompted=empty, max_new=10, max_patches=4, flow_steps=1)
     assert len(out['images']) >= 1
 
 
@@ -398,7 +399,8 @@ def test_a_model_without_heads_makes_no_pictures_and_sounds():
 
 def test_feeds_join_as_one():
     """What was fed piece by piece is what the whole prompt feeds."""
-    e = codec.encode([('text', 'ab'), ('image', np.full((8, 16, 3), 7, np.uint8)), ('audio', np.ones((2, 128), np.float32)), ('ids', [sp['point'], L + 3, L + 4])])
+    e = codec.encode([('text', 'ab'), ('image', np.full((8, 16, 3), 7, np.uint8)), ('audio', np.ones((2, 128), np.float32)),
+                      ('ids', [sp['point'], L + 3, L + 4])])
     r = Row(codec, {k: v[:2] if k == 'ids' else v[:0] for k, v in e.items()}, 0, False)
     feeds, p, f = [r.feed], iter(e['patches'] / np.float32(127.5) - 1), iter(np.pad(e['frames'], ((0, 0), (0, 64))))
     for i in e['ids'][2:].tolist():

@@ -225,6 +225,26 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x), ctx)
 
 
+class _Recompute(torch.autograd.Function):
+    """block(x, ctx) that keeps x alone and runs again in the backward pass (Chen et al. 2016); expert loads are counted once, queued weight gradients stay queued."""
+    @staticmethod
+    def forward(ctx, x, block, c, mesh):
+        ctx.save_for_backward(x)
+        ctx.args = block, c, mesh, mesh.queue_dw
+        return block(x, c)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (block, c, mesh, queue), (x,) = ctx.args, ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        before, mesh.queue_dw = mesh.queue_dw, queue
+        with torch.enable_grad():
+            y = block(x, {**c, 'kind': None})
+        mesh.queue_dw = before
+        torch.autograd.backward(y, dy)
+        return x.grad, None, None, None
+
+
 class Flow(nn.Module):
     """
     Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state).  loss and sample derive from denoise().
@@ -304,6 +324,8 @@ class Muse(nn.Module):
     def __init__(self, cfg, mesh=None, layers=None, seed=1337):
         super().__init__()
         self.cfg, self.mesh = cfg, (mesh := mesh or solo_mesh())
+        self.recompute = False                                     # blocks keep only their input for the backward pass
+        self.around = lambda part, f, *args: f(*args)              # ZeRO puts the gathering of a part's parameters around its computation
         layers = range(cfg.n_layer) if layers is None else layers
         self.first, self.last = layers.start == 0, layers.stop == cfg.n_layer
         C = cfg.n_embd
@@ -368,11 +390,12 @@ class Muse(nn.Module):
 
     def forward(self, b, x=None):
         """Batch (and the hidden states from the stage before) -> losses on the last stage, else hidden states."""
-        x = self.embed(b) if self.first else x
+        x = self.around('embed', self.embed, b) if self.first else x
         ctx = self.context(b, x.dtype)
-        for block in self.blocks.values():
-            x = block(x, ctx)
-        return self.losses(x, b) if self.last else x
+        for i, block in self.blocks.items():
+            again = self.recompute and torch.is_grad_enabled()
+            x = self.around(f'blocks.{i}', _Recompute.apply, x, block, ctx, self.mesh) if again else self.around(f'blocks.{i}', block, x, ctx)
+        return self.around('heads', self.losses, x, b) if self.last else x
 
     # -------- for generation: see sample.py
 

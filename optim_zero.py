@@ -1,53 +1,213 @@
 """
-The optimizer over flat units, and checkpoints that fit any layout.
+The optimizer over flat units, ZeRO 0-3, and checkpoints that fit any layout.
 
-A unit is what is reduced together: the parameters of one block (or of the embedding, the heads, one layer's experts) whose gradients are
-summed over the same groups. It owns one flat buffer of parameters in the compute type (the model's parameters become views of it), one flat
-float32 buffer of gradients, and float32 masters and optimizer state. Gradients are accumulated and reduced in float32; the reduction of a unit
-starts in the backward pass of the last microbatch, as soon as its last gradient is there, and overlaps with the rest of the backward pass.
+A unit is what is gathered and reduced together: the parameters of one block (or of the embedding, the heads, one layer's experts) whose gradients are
+summed over the same groups, flattened and padded so that the d ranks of a group can own equal shards of it. (Rajbhandari et al. 2019, "ZeRO")
+
+    zero   parameters   gradients   masters, moments    sent per step, M microbatches           bytes per parameter (bf16, AdamW)
+    0      whole        whole       whole               all-reduce                2(d-1)/d P    18
+    1      whole        whole       shard               reduce-scatter, gather    2(d-1)/d P    6 + 12/d
+    2      whole        shard       shard               M reduce-scatters, gather (M+1)(d-1)/d P    2 + 16/d, and units on their way
+    3      shard        shard       shard               M (2 gathers, reduce-scatter) 3M(d-1)/d P   18/d, and units in use
+
+Gradients are accumulated and reduced in float32, whatever the compute type. A reduction starts in the backward pass as soon as the unit's last gradient
+is there and overlaps with the backward pass of the next unit; a gather starts one part ahead of its use. In one layout the stages give the same bits
+(with several microbatches 0 and 1 do, and 2 and 3: the latter add up what was reduced already).
 
 AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks.
 
-A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, offset and CRC32 of each tensor. It is
+A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each tensor. It is
 written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
-    python optim_zero.py inspect DIR     lists and verifies what is inside
+    python optim_zero.py inspect DIR               lists and verifies what is inside
+    python optim_zero.py export DIR FILE           its weights as one safetensors file
 """
 import ctypes, json, math, os, shutil, sys, zlib
 from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from parallel import all_gather, all_reduce
+from parallel import all_gather_into, all_reduce, all_to_all, reduce_scatter_into
 
 
 # ---------------------------------------------------------------- units
 
+ALIGN = 16   # parameters and shards begin at multiples of it: elementwise kernels then round every element alike, whatever the shards
+
+
+def meet(a, b, lo, hi):
+    """[a, b) and [lo, hi) have in common: (start, stop), start = stop if nothing."""
+    return max(a, lo), max(max(a, lo), min(b, hi))
+
+
 class Unit:
-    """Parameters with the same `sums`, flattened: .param (compute type), .grad and .master (float32), all of length n."""
-    def __init__(self, name, params, dtype):
-        self.name, self.params, self.sums = name, params, params[0].spec.sums
-        n, dev = sum(p.numel() for p in params), params[0].device
-        wide = torch.promote_types(dtype, torch.float32)                       # float64 stays float64
-        self.master = torch.cat([p.data.reshape(-1).to(wide) for p in params])
-        self.param = self.master if dtype == wide else self.master.to(dtype)
-        self.grad = torch.zeros(n, dtype=wide, device=dev)
-        self.pending, self.work, at = 0, None, 0
-        self.slices = []
+    """
+    Parameters with the same `sums`, flattened and padded (zeros, which stay zeros) to n = d w; rank k of the d in .group owns [k w, (k+1) w), and .span is what this rank keeps
+    float32 masters and moments of: all of it at stage 0, then its shard.
+        param (n,) compute type, the model's parameters are views of it; at stage 3 its memory is there between gather and free only
+        shard (w,) compute type: this rank's part of param, at stage 3 on its own
+        grad  (n,) float32; from stage 2 on (w,).  own: this rank's shard of it.  due: as long as the span
+        master, m, v  float32, as long as the span
+    """
+    def __init__(self, name, params, dtype, mesh, zero):
+        self.name, self.params, self.sums, dev = name, params, params[0].spec.sums, params[0].device
+        expert, wide = self.sums[0] == 'edp', torch.promote_types(dtype, torch.float32)   # float64 stays float64
+        self.group, replica = (mesh.eshard, mesh.ereplica) if expert else (mesh.shard, mesh.replica)
+        self.then = [replica] + [getattr(mesh, g) for g in self.sums[1:]]        # groups to sum over once the shards are
+        self.orth, self.tp = (self.group, 1) if expert else (mesh.orth, mesh.tp.size)      # ranks that hold its matrices between them
+        self.stage, d, k = zero if self.group.size > 1 else 0, self.group.size, self.group.rank
+        self.slices, at = [], 0
         for p in params:
             self.slices.append(slice(at, at + p.numel()))
-            p.data = self.param[self.slices[-1]].view_as(p)
-            p.main_grad = self.grad[self.slices[-1]].view_as(p)
-            at += p.numel()
+            at += -(-p.numel() // ALIGN) * ALIGN
+        self.w = -(-at // (d * ALIGN)) * ALIGN
+        self.n, self.lo, self.hi = self.w * d, k * self.w, (k + 1) * self.w
+        self.span = (0, self.n) if not self.stage else (self.lo, self.hi)
+        flat = torch.zeros(self.n, dtype=wide, device=dev)
+        for p, s in zip(params, self.slices):
+            flat[s] = p.data.reshape(-1)
+        self.master = flat[slice(*self.span)].clone()
+        self.param = self.master if self.stage == 0 and dtype == wide else flat.to(dtype)
+        self.shard = self.param[self.lo:self.hi]
+        if self.stage == 3:
+            self.shard = self.master if dtype == wide else self.shard.clone()
+        elif self.stage and dtype == wide:
+            self.master = self.shard
+        self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
+        self.grad = torch.zeros(self.n if self.stage < 2 else self.w, dtype=wide, device=dev)
+        self.own = self.grad if self.stage > 1 else self.grad[self.lo:self.hi]
+        self.due = self.own if self.stage else self.grad
+        self.sum, self.moving, self.coming = self.grad if self.stage < 2 else None, None, None     # where gradients are added; the reduction, the gather on its way
+        self.left, self.done = 0, False                                        # gradients still to come before the next reduction; it was started
+        for p, s in zip(params, self.slices):
+            p.data = self.param[s].view_as(p)
+            if self.stage < 2:
+                p.main_grad = self.grad[s].view_as(p)
+        if self.stage == 3:
+            self.free()
+
+    def gather(self):
+        """Start to fetch the whole parameters; at stage 3 if they are neither here nor on their way."""
+        if self.stage == 3:
+            if self.param.untyped_storage().size():
+                return
+            self.param.untyped_storage().resize_(self.n * self.param.element_size())
+        if self.stage:
+            self.coming = all_gather_into(self.param, self.shard, self.group)
+
+    def ready(self):
+        """Wait until they are here."""
+        if self.stage == 3:
+            self.gather()
+        if self.coming:
+            self.coming.wait()
+            self.coming = None
+
+    def free(self):
+        """The views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are read."""
+        if self.stage == 3:
+            self.param.untyped_storage().resize_(0)
+
+    def add(self, p, i):
+        """A gradient has come: add it in float32, whatever the compute type."""
+        if self.sum is None:
+            self.sum = torch.zeros(self.n, dtype=self.grad.dtype, device=p.device)
+        self.sum[self.slices[i]].view_as(p).add_(p.grad)
+        p.grad = None
+        self.left -= 1
+
+    def reduce(self):
+        """Start to sum the gradients over the group."""
+        self.done = True
+        if self.stage == 0:
+            self.moving = all_reduce(self.grad, self.group, async_op=True), None, None
+        else:
+            out = torch.empty(self.w, dtype=self.grad.dtype, device=self.grad.device)
+            self.moving = reduce_scatter_into(out, self.sum, self.group), out, self.sum
+            if self.stage > 1:
+                self.sum = None
+
+    def land(self):
+        """Wait for the reduction that was started."""
+        if self.moving:
+            handle, out, _ = self.moving
+            if handle:
+                handle.wait()
+            if out is not None:
+                self.own.copy_(out) if self.stage == 1 else self.own.add_(out)
+            self.moving = None
+
+    def whole(self, x):
+        """A tensor as long as the span -> (n,), gathered over the group. For tests and exports."""
+        if self.stage == 0:
+            return x
+        y = x.new_empty(self.n)
+        all_gather_into(y, x.contiguous(), self.group).wait()
+        return y
 
 
-def make_units(model, dtype):
-    """One unit per block, one per experts of a layer, one for what comes before and one for what comes after the blocks; split by `sums`."""
+def make_units(model, dtype, mesh, zero):
+    """[(part, unit)]: one per block, one per experts of a layer, one for each embedding, for the head and for what is left; split by `sums`."""
     groups = {}                                # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
     for name, p in model.named_parameters():   # so that copies in one unit with it would drift apart
         part = name.split('.')
         where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
-    return [Unit(f'{where}[{"+".join(sums)}]', ps, dtype) for (where, sums), ps in groups.items()]
+    return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
+
+
+class _Enter(torch.autograd.Function):
+    """forward: identity.  backward: when the part's backward pass is done, its parameters are freed."""
+    @staticmethod
+    def forward(ctx, x, units):
+        ctx.units = units
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        for u in ctx.units:
+            u.free()
+        return dx, None
+
+
+class _Leave(torch.autograd.Function):
+    """forward: identity.  backward: the part's parameters are fetched, and those of the part before it are sent for."""
+    @staticmethod
+    def forward(ctx, y, units, before):
+        ctx.args = units, before
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        units, before = ctx.args
+        for u in units:
+            u.ready()
+        for u in before:
+            u.gather()
+        return dy, None, None
+
+
+def gather_around(model, units):
+    """ZeRO-3: model.around fetches the parameters of a part before it computes, sends for those of the next, and frees them afterwards."""
+    names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b' or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
+    ends = {'embed': {'wte', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
+    parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
+    back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]     # embeddings and the softmax head: backward reads no weights
+
+    def around(part, f, x, *args):
+        i = names.index(part)
+        for u in parts[i]:
+            u.ready()
+        for u in parts[i + 1] if i + 1 < len(parts) else ():
+            u.gather()
+        grad = torch.is_grad_enabled()
+        y = f(_Enter.apply(x, back[i]) if grad and torch.is_tensor(x) else x, *args)
+        for u in parts[i]:
+            u.free()
+        if not grad:
+            return y
+        leave = lambda y: _Leave.apply(y, back[i], back[i - 1] if i else [])
+        return {**y, 'loss': leave(y['loss'])} if isinstance(y, dict) else leave(y)
+    model.around = around
 
 
 # ---------------------------------------------------------------- Muon
@@ -68,170 +228,270 @@ def orthogonalise(g, steps=5, dtype=torch.bfloat16):
     return x.mT if flip else x
 
 
-def split_matrices(full, spec):
-    """A global parameter as its separate matrices (views): rows of fused ones, experts of stacked ones."""
-    if full.dim() == 3:
-        return [full]
-    return list(full.split(spec.parts)) if spec.parts else [full]
+class Matrix:
+    """
+    One matrix for Muon: a parameter, one part of a fused one (k of k and v), or one expert. Its slice lies in [lo, hi) of the unit on every
+    tensor-parallel rank, cut again by the shards; the whole is put together on its owner among the ranks of u.orth (shard x tp, tp fastest).
+    cuts: (offset, length) along dim of the slice of each tp rank.
+    """
+    def __init__(self, u, lo, shape, dim, cuts):
+        self.u, self.lo, self.shape, self.dim, self.cuts = u, lo, shape, dim, cuts
+        self.hi = lo + cuts[0][1] * shape[1 - dim]
+        self.senders = [t for t, c in enumerate(cuts) if cuts.index(c) == t]    # of the tp ranks with the same slice, the first
+
+    def pieces(self):
+        """[(shard, start, stop)]: where the slice lies."""
+        w = self.u.w
+        return [(k, *meet(self.lo, self.hi, k * w, (k + 1) * w)) for k in range(self.lo // w, -(-self.hi // w))]
+
+
+def split_matrices(u, p, at):
+    """The matrices of a parameter that begins at `at` in its unit."""
+    spec = p.spec
+    if p.dim() == 3:                                                           # experts: split over ep only
+        n, rows, cols = p.shape
+        return [Matrix(u, at + e * rows * cols, (rows, cols), 0, [(0, rows)]) for e in range(n)]
+    out, first = [], 0
+    for i, rows in enumerate(spec.parts or (spec.shape[0],)):
+        shape = (rows, spec.shape[1])
+        cuts = [(b[i][0] - first, b[i][1]) for b in spec.by_tp] or [(0, shape[spec.dim])] * u.tp
+        out.append(Matrix(u, at, shape, spec.dim, cuts))
+        at, first = out[-1].hi, first + rows
+    return out
+
+
+def swap(pieces, lengths, g, dtype):
+    """pieces: for each rank of g a list of flat tensors for it; lengths: of those that come from each -> lists of them, by source. One all-to-all."""
+    if g.size == 1:
+        return pieces
+    flat = torch.cat([x.to(dtype) for to in pieces for x in to] or [torch.empty(0, dtype=dtype)])
+    got = all_to_all(flat, g, [sum(n) for n in lengths], [sum(x.numel() for x in to) for to in pieces])
+    return [x.split(n) if n else [] for x, n in zip(got.split([sum(n) for n in lengths]), lengths)]
 
 
 # ---------------------------------------------------------------- the optimizer
 
 class Optimizer:
     """
-    opt = Optimizer(model, mesh, ...);  opt.start(micros) before the backward passes of a step;  opt.step(lr) after the last.
+    opt = Optimizer(models, mesh, ...);  opt.start(micros) before the backward passes of a step;  opt.step(lr) after the last.
     lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router (matrix: 1).  muon=True: matrices by Muon with learning
-    rate lr_muon and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
+    rate lr * muon_lr and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
     """
     def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False, muon_lr=1.0,
-                 momentum=0.95, clip=1.0):
+                 momentum=0.95, clip=1.0, zero=0):
         self.mesh, self.dtype, self.betas, self.eps, self.wd, self.clip = mesh, dtype, betas, eps, weight_decay, clip
-        self.lr_scale, self.muon, self.muon_lr, self.momentum = dict(lr_scale or {}), muon, muon_lr, momentum
-        self.t = 0
-        self.units = [u for model in models for u in make_units(model, dtype)]
-        self.runs, self.matrices = [], []
+        self.lr_scale, self.muon, self.muon_lr, self.momentum, self.t = dict(lr_scale or {}), muon, muon_lr, momentum, 0
+        self.units, self.flying = [], []                                       # flying: units whose reduction is on its way
+        self.runs, self.copies, self.spans, plans = [], [], [], {}             # of state, by kind; of own gradients, by copies; of state, for Muon
+        for model in models:
+            units = make_units(model, dtype, mesh, zero)
+            if zero == 3:
+                gather_around(model, units)
+            elif zero:
+                self._wait_around(model, units)
+            self.units += [u for _, u in units]
         for u in self.units:
-            u.m, u.v = torch.zeros_like(u.master), torch.zeros_like(u.master)
-            for p, s in zip(u.params, u.slices):
-                p.ready = lambda p, u=u: self._ready(p, u)
+            for i, (p, s) in enumerate(zip(u.params, u.slices)):
+                a, b = s.start, -(-s.stop // ALIGN) * ALIGN                      # with the padding behind it, so that neighbours touch
+                p.ready = lambda p, u=u, i=i: self._ready(p, u, i)
                 p.register_post_accumulate_grad_hook(p.ready)
-                if muon and p.spec.kind == 'matrix':
-                    self.matrices.append((u, p, s))
-                elif self.runs and self.runs[-1][0] is u and self.runs[-1][2] == p.spec.kind and self.runs[-1][1].stop == s.start:
-                    self.runs[-1][1] = slice(self.runs[-1][1].start, s.stop)   # neighbours of one kind: one call
-                else:
-                    self.runs.append([u, s, p.spec.kind])
+                is_muon = muon and p.spec.kind == 'matrix'
+                self._run(self.spans if is_muon else self.runs, u, meet(a, b, *u.span), u.span[0], p.spec.kind)
+                self._run(self.copies, u, meet(a, b, u.lo, u.hi), u.lo, p.spec.copies // u.group.size)
+                if is_muon:
+                    plans.setdefault(u.orth.name, (u.orth, []))[1].extend(split_matrices(u, p, a))
+        self.plans = [self._plan(*x) for x in plans.values()]
         self.steps = torch.zeros((), dtype=torch.float32, device=self.units[0].grad.device)
+
+    @staticmethod
+    def _run(runs, u, ab, first, kind):
+        """Note [a, b), counted from `first`; neighbours of one kind become one."""
+        a, b = ab[0] - first, ab[1] - first
+        if b > a and runs and runs[-1][0] is u and runs[-1][2] == kind and runs[-1][1].stop == a:
+            runs[-1][1] = slice(runs[-1][1].start, b)
+        elif b > a:
+            runs.append([u, slice(a, b), kind])
+
+    def _wait_around(self, model, units):
+        """ZeRO-1 and 2: the gathers that the last step started are waited for where the parameters are used first."""
+        names = {'embed': ('wte', 'image_in', 'audio_in', 'coord_in'), 'heads': ('heads', 'head', 'wte')}
+
+        def around(part, f, *args):
+            for where, u in units:
+                if u.coming and where in names.get(part, (part,)):
+                    u.ready()
+            return f(*args)
+        model.around = around
 
     # -------- gradients
 
     def start(self, micros):
-        """Call before the first backward pass of a step of `micros` microbatches: a unit is reduced when its last gradient of the last one is there."""
+        """Call before the first backward pass of a step of `micros` microbatches: a unit is reduced when its last gradient of the last one is there (ZeRO-2, 3: of each)."""
         for u in self.units:
-            u.pending = len(u.params) * micros
+            u.left = len(u.params) * (micros if u.stage < 2 else 1)
 
     @torch.no_grad()
-    def _ready(self, p, u):
+    def _ready(self, p, u, i):
         if p.grad is None:                                                     # a queued weight gradient: it comes later, through W
             return
-        p.main_grad.add_(p.grad)                                               # accumulated in float32, whatever the compute type
-        p.grad = None
-        u.pending -= 1
-        if u.pending == 0:
-            u.work = all_reduce(u.grad, getattr(self.mesh, u.sums[0]), async_op=True)
+        u.add(p, i)
+        if u.left == 0:
+            self._reduce(u)
+            u.left = len(u.params)
+
+    def _reduce(self, u):
+        while len(self.flying) > 1 and u.stage > 1 or u.moving:                # at most two whole gradients at once
+            self.flying.pop(0).land()
+        u.reduce()
+        self.flying.append(u)
 
     def reduce(self):
-        """Wait for the reductions that were started, do the rest; every gradient is then the global sum."""
+        """Wait for the reductions that were started, do the rest; every gradient that this rank owns is then the global sum (ZeRO-0: every one)."""
         for u in self.units:
-            if u.work is not None:
-                u.work.wait()
-            elif u.pending:
-                all_reduce(u.grad, getattr(self.mesh, u.sums[0]))
-            for g in u.sums[1:]:
-                all_reduce(u.grad, getattr(self.mesh, g))
-            u.work = None
+            if u.sum is not None and not (u.done and u.stage < 2):             # some of its gradients did not come
+                self._reduce(u)
+        for u in self.flying:
+            u.land()
+        self.flying = []
+        for u in self.units:
+            for g in u.then:
+                all_reduce(u.due, g)
 
-    def norm(self):
-        """Global gradient norm, a 0-d tensor: the sum over the world of g^2 / copies, one all-reduce."""
-        total = torch.zeros((), dtype=self.units[0].grad.dtype, device=self.units[0].grad.device)
-        for u in self.units:
-            at = 0
-            while at < len(u.params):                                          # neighbours with as many copies: one pass
-                end = at
-                while end < len(u.params) and u.params[end].spec.copies == u.params[at].spec.copies:
-                    end += 1
-                g = u.grad[u.slices[at].start:u.slices[end - 1].stop]
-                total += torch.dot(g, g) / u.params[at].spec.copies
-                at = end
-        return all_reduce(total, self.mesh.world).sqrt()
+    def norm(self, more=None):
+        """
+        Global gradient norm: the square root of the sum over the world of g^2 / copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the
+        norm and, behind it, the sums over the world of the 1-d float64 tensor `more`, which travels along.
+        """
+        g0 = self.units[0].grad
+        total = torch.zeros(1, dtype=g0.dtype, device=g0.device)
+        for u, s, copies in self.copies:
+            total += torch.dot(u.own[s], u.own[s]) / copies
+        both = all_reduce(total if more is None else torch.cat((total.double(), more)), self.mesh.world)
+        both[0].sqrt_()
+        return both
 
     def zero(self):
         for u in self.units:
             u.grad.zero_()
+            u.done = False
 
     # -------- the step
 
     @torch.no_grad()
-    def step(self, lr):
-        """Reduce, clip, update, zero. Returns the gradient norm before clipping (float); a non-finite norm skips the update on all ranks alike."""
+    def step(self, lr, more=None):
+        """
+        Reduce, clip, update, zero. Returns the gradient norm before clipping (float); a non-finite norm skips the update on all ranks alike.
+        more: see norm(); then returns (norm, list of the sums).
+        """
         self.reduce()
-        norm = float(self.norm())
+        norm, *sums = self.norm(more).tolist()
         if math.isfinite(norm):
             self.t += 1
             self.steps.fill_(self.t)
             if self.clip and norm > self.clip:
-                torch._foreach_mul_([u.grad for u in self.units], self.clip / norm)
+                torch._foreach_mul_([u.due for u in self.units], self.clip / norm)
             for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
                 mine = [(u, s) for u, s, k in self.runs if k == kind]
-                lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'grad', 'm', 'v')]
+                lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'due', 'm', 'v')]
                 torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
                                     beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False)
             self._muon(lr)
-            for u in self.units:
-                if u.param is not u.master:
-                    u.param.copy_(u.master)
+            self.publish()
         self.zero()
-        return norm
+        return norm if more is None else (norm, sums)
+
+    def publish(self):
+        """The parameters in the compute type from the masters; ZeRO-1 and 2 start to gather them, in the order of their use."""
+        for u in self.units:
+            to = u.param if u.stage == 0 else u.shard
+            if to is not u.master:
+                to.copy_(u.master)
+            if u.stage in (1, 2):
+                u.gather()
+
+    def _plan(self, g, matrices):
+        """Owners, by cost, and the lengths of what comes from each rank: to the owner, and back."""
+        load = [0] * g.size
+        for x in sorted(matrices, key=lambda x: -max(x.shape) * min(x.shape) ** 2):
+            x.owner = load.index(min(load))
+            load[x.owner] += max(x.shape) * min(x.shape) ** 2
+        there, back = [[] for _ in load], [[] for _ in load]
+        for x in matrices:
+            for t in x.senders if x.owner == g.rank else ():
+                for k, a, b in x.pieces():
+                    there[k * x.u.tp + t].append(b - a)
+            a, b = meet(x.lo, x.hi, *x.u.span)
+            if b > a:
+                back[x.owner].append(b - a)
+        return g, matrices, there, back
 
     def _muon(self, lr):
-        """Nesterov momentum, orthogonalise (matrices of one shape in one batch), scale by the global shape, decoupled weight decay."""
-        if not self.matrices:
-            return
-        grads, moms = [u.grad[s] for u, p, s in self.matrices], [u.m[s] for u, p, s in self.matrices]
-        torch._foreach_lerp_(moms, grads, 1 - self.momentum)
-        torch._foreach_lerp_(grads, moms, self.momentum)                       # the gradient is not needed any more
-        batch = {}                                                             # shape -> [(parameter, part, its matrices)]
-        for i, (u, p, s) in enumerate(self.matrices):
-            g = grads[i].view_as(p)
-            if p.spec.blocks and 'edp' not in p.spec.sums:                     # Muon on slices is not Muon: make the matrix whole
-                g = self._gather(g, p.spec)
-            for j, m in enumerate(split_matrices(g, p.spec)):
-                batch.setdefault(tuple(m.shape[-2:]), []).append((i, j, m))
-        done = {}
-        for (rows, cols), items in batch.items():
-            o = orthogonalise(torch.cat([m.reshape(-1, rows, cols) for *_, m in items]), dtype=self.dtype)
-            o = o * max(1, rows / cols) ** 0.5                                  # the same spectral size per input, whatever the shape
-            for (i, j, m), x in zip(items, o.split([m.numel() // (rows * cols) for *_, m in items])):
-                done.setdefault(i, {})[j] = x.reshape(m.shape)
-        new = []
-        for i, (u, p, s) in enumerate(self.matrices):
-            full = torch.cat([done[i][j] for j in range(len(done[i]))]) if len(done[i]) > 1 else done[i][0]
-            new.append((p.spec.local(full) if full.shape == p.spec.shape else full).to(u.master.dtype).flatten())
-        masters = [u.master[s] for u, p, s in self.matrices]
-        torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
-        torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
-
-    def _gather(self, g, spec):
-        """The global tensor from the slices of the tensor-parallel ranks."""
-        tp, full = self.mesh.tp, g.new_zeros(spec.shape)
-        sizes = [None] * tp.size
-        dist.all_gather_object(sizes, spec.blocks, group=tp.pg)
-        rows = [sum(n for _, n in b) for b in sizes]
-        pad = g.movedim(spec.dim, 0)
-        pad = torch.cat([pad, pad.new_zeros(max(rows) - len(pad), *pad.shape[1:])])
-        for blocks, n, x in zip(sizes, rows, all_gather(pad.contiguous(), tp).chunk(tp.size)):
-            x, at = x[:n].movedim(0, spec.dim), 0
-            for o, k in blocks:
-                full.narrow(spec.dim, o, k).copy_(x.narrow(spec.dim, at, k))
-                at += k
-        return full
+        """
+        Nesterov momentum on the shards; pieces of each matrix to its owner, which orthogonalises it (matrices of one shape in one batch) and scales by the
+        global shape; the pieces back; decoupled weight decay. Muon on slices would not be Muon.
+        """
+        if self.spans:
+            grads, moms = [u.due[s] for u, s, _ in self.spans], [u.m[s] for u, s, _ in self.spans]
+            torch._foreach_lerp_(moms, grads, 1 - self.momentum)
+            torch._foreach_lerp_(grads, moms, self.momentum)                   # the gradient is not needed any more
+        for g, matrices, there, back in self.plans:
+            out = [[] for _ in there]
+            for x in matrices:
+                a, b = meet(x.lo, x.hi, x.u.lo, x.u.hi)
+                if b > a and g.rank % x.u.tp in x.senders:
+                    out[x.owner].append(x.u.own[a - x.u.lo:b - x.u.lo])
+            got, batch = [iter(x) for x in swap(out, there, g, self.dtype)], {}
+            for x in matrices:
+                if x.owner == g.rank:
+                    slices = []
+                    for t in x.senders:
+                        flat = [next(got[k * x.u.tp + t]) for k, _, _ in x.pieces()]
+                        flat = torch.cat(flat) if len(flat) > 1 else flat[0]
+                        slices.append(flat.view(-1, x.shape[1]) if x.dim == 0 else flat.view(x.shape[0], -1))
+                    batch.setdefault(x.shape, []).append((x, torch.cat(slices, x.dim) if len(slices) > 1 else slices[0]))
+            whole = {}
+            for (rows, cols), items in batch.items():
+                o = orthogonalise(torch.stack([m for _, m in items]), dtype=self.dtype)
+                o = o * max(1, rows / cols) ** 0.5                             # the same spectral size per input, whatever the shape
+                whole.update({id(x): m for (x, _), m in zip(items, o)})
+            out = [[] for _ in there]
+            for x in matrices:
+                for t, (first, n) in enumerate(x.cuts) if x.owner == g.rank else ():
+                    flat = whole[id(x)].narrow(x.dim, first, n).reshape(-1)
+                    for k, a, b in x.pieces() if x.u.stage else [(k, x.lo, x.hi) for k in range(x.u.group.size)]:
+                        out[k * x.u.tp + t].append(flat[a - x.lo:b - x.lo])
+            got, masters, new = [iter(x) for x in swap(out, back, g, self.dtype)], [], []
+            for x in matrices:
+                a, b = meet(x.lo, x.hi, *x.u.span)
+                if b > a:
+                    masters.append(x.u.master[a - x.u.span[0]:b - x.u.span[0]])
+                    new.append(next(got[x.owner]).to(masters[-1].dtype))
+            if masters:
+                torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
+                torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
 
     # -------- state
 
-    def tensors(self):
-        """(name, Spec, this rank's tensor) of all that a checkpoint holds: masters, first and second moments."""
+    def tensors(self, saving=False):
+        """(name, Spec, flat tensor, where it begins in this rank's slice) of all that a checkpoint holds: masters, moments. saving: what this rank owns of it."""
         for u in self.units:
             for p, s in zip(u.params, u.slices):
+                a, b = meet(s.start, s.stop, *((u.lo, u.hi) if saving else u.span))
                 for kind, flat in (('param', u.master), ('exp_avg', u.m), ('exp_avg_sq', u.v)):
-                    if not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
-                        yield f'{kind}/{p.spec.name}', p.spec, flat[s].view_as(p)
+                    if b > a and not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
+                        yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel() else -1), a - s.start
 
     def loaded(self, t):
         """After the tensors were filled from a checkpoint."""
         self.t = t
-        for u in self.units:
-            if u.param is not u.master:
-                u.param.copy_(u.master)
+        self.publish()
+
+    def nbytes(self):
+        """Bytes on this rank, at rest: {'parameters', 'gradients', 'masters', 'moments'}."""
+        size = lambda *xs: sum(s.nbytes() for s in {s.data_ptr(): s for s in (x.untyped_storage() for x in xs)}.values() if s.nbytes())
+        every = lambda *names: [getattr(u, k) for u in self.units for k in names]
+        params = size(*every('param', 'shard'))
+        return dict(parameters=params, gradients=size(*every('grad')), masters=size(*every('param', 'shard', 'master')) - params, moments=size(*every('m', 'v')))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -259,18 +519,18 @@ def _replace(tmp, final):
 
 
 def writes(spec, mesh):
-    """Of the ranks that hold the same slice, one writes it."""
+    """Of the ranks that hold the same interval of the same slice, one writes it."""
     if 'edp' in spec.sums:
-        return mesh.edp.rank == 0
-    if mesh.dpcp.rank or ('ends' in spec.sums and mesh.pp.rank):
+        return mesh.ereplica.rank == 0
+    if mesh.replica.rank or ('ends' in spec.sums and mesh.pp.rank):
         return False
     return mesh.kv.rank == 0 if 'kv' in spec.sums else bool(spec.blocks) or mesh.tp.rank == 0
 
 
 def save_checkpoint(out_dir, name, tensors, meta, mesh):
     """
-    tensors: iterable of (name, Spec, tensor) of this rank; meta: JSON-able dict. Writes out_dir/name/ whole or not at all, on all ranks.
-    OSError (disk full, permission) leaves what was saved before untouched.
+    tensors: iterable of (name, Spec, tensor[, where it begins in this rank's slice]); meta: JSON-able dict. Writes out_dir/name/ whole or not at all, on all
+    ranks. OSError (disk full, permission) leaves what was saved before untouched.
     """
     out = Path(out_dir)
     final, tmp = out / name, out / f'.{name}.tmp'
@@ -281,7 +541,7 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
         said = [(value, error)]
         if mesh.world.size > 1:
             said = [None] * mesh.world.size
-            dist.all_gather_object(said, (value, error))
+            dist.all_gather_object(said, (value, error), group=mesh.host)
         if first := next((e for _, e in said if e), None):
             if mesh.world.rank == 0:
                 shutil.rmtree(tmp, ignore_errors=True)
@@ -297,12 +557,12 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
     agree(None, error)
     try:
         with open(tmp / file, 'wb') as f:
-            for tname, spec, x in tensors:
+            for tname, spec, x, *start in tensors:
                 if writes(spec, mesh):
                     raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
                     f.write(raw)
                     entries.append(dict(name=tname, file=file, dtype=str(x.dtype)[6:], shape=list(spec.shape), dim=spec.dim,
-                                        blocks=[list(b) for b in spec.blocks], offset=at, nbytes=raw.nbytes, crc=zlib.crc32(raw)))
+                                        blocks=[list(b) for b in spec.blocks], start=sum(start), offset=at, nbytes=raw.nbytes, crc=zlib.crc32(raw)))
                     at += raw.nbytes
             f.flush()
             os.fsync(f.fileno())
@@ -372,41 +632,71 @@ class Checkpoint:
     def full(self, name):
         if name not in self.parts:
             raise ValueError(f'{self.path}: holds no {name}: it was written by another model or optimizer')
-        e0 = self.parts[name][0]
-        if not e0['blocks']:
-            return self._raw(e0).view(e0['shape'])
-        out = torch.empty(e0['shape'], dtype=getattr(torch, e0['dtype']))
-        seen = 0
-        for e in self.parts[name]:
-            local, at = list(e['shape']), 0
-            local[e['dim']] = sum(n for _, n in e['blocks'])
-            x = self._raw(e).view(local)
-            for o, n in e['blocks']:
-                out.narrow(e['dim'], o, n).copy_(x.narrow(e['dim'], at, n))
-                at += n
-            seen += at
-        if seen != e0['shape'][e0['dim']]:
+        shape, dim, locals_, seen = (e0 := self.parts[name][0])['shape'], e0['dim'], {}, 0
+        for e in self.parts[name]:                                             # first the slices from their intervals
+            local = list(shape)
+            if e['blocks']:
+                local[dim] = sum(n for _, n in e['blocks'])
+            x = self._raw(e)
+            flat = locals_.setdefault(json.dumps(e['blocks']), (e['blocks'], local, x if x.numel() == math.prod(local) else x.new_empty(math.prod(local))))[2]
+            if flat is not x:
+                flat[e.get('start', 0):e.get('start', 0) + x.numel()] = x
+            seen += x.numel()
+        if seen != math.prod(shape):
             raise ValueError(f'{self.path}: {name} is not whole: a shard is missing from the manifest')
+        if not e0['blocks']:
+            return flat.view(shape)
+        out = torch.empty(shape, dtype=flat.dtype)                             # then the whole from the slices
+        for blocks, local, flat in locals_.values():
+            x, at = flat.view(local), 0
+            for o, n in blocks:
+                out.narrow(dim, o, n).copy_(x.narrow(dim, at, n))
+                at += n
         return out
 
     def fill(self, tensors):
-        """Copy into (name, Spec, tensor) of this rank, whatever layout wrote it."""
-        for name, spec, x in tensors:
-            full = self.full(name)
+        """Copy into (name, Spec, tensor[, where it begins in this rank's slice]), whatever layout wrote it."""
+        for name, spec, x, *start in tensors:
+            full, start = self.full(name), start[0] if start else 0
             if tuple(full.shape) != tuple(spec.shape):
                 raise ValueError(f'{self.path}: {name} has shape {tuple(full.shape)}, this model wants {tuple(spec.shape)}')
-            x.data.copy_(spec.local(full))
+            x.data.copy_(spec.local(full).reshape(-1)[start:start + x.numel()].view(x.shape))
+
+
+def export(path, file):
+    """The float32 weights of a checkpoint as one safetensors file (the format: 8 bytes of length, a JSON header, the raw tensors)."""
+    ck, at = Checkpoint(path), 0
+    head = {'__metadata__': {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])}}
+    names = [n for n in ck.names if n.startswith('param/') or n.startswith('buffer/')]
+    for n in names:
+        e = ck.parts[n][0]
+        size = math.prod(e['shape']) * getattr(torch, e['dtype']).itemsize
+        head[n.partition('/')[2]] = dict(dtype={'float32': 'F32', 'float64': 'F64'}[e['dtype']], shape=e['shape'], data_offsets=[at, at + size])
+        at += size
+    text = json.dumps(head).encode()
+    text += b' ' * (-len(text) % 8)
+    tmp = Path(f'{file}.tmp')
+    with open(tmp, 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text)
+        for n in names:
+            f.write(ck.full(n).contiguous().view(-1).view(torch.uint8).numpy().data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.rename(tmp, file)
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 3 or sys.argv[1] != 'inspect':
+    if sys.argv[1:2] not in (['inspect'], ['export']) or len(sys.argv) != (3 if sys.argv[1] == 'inspect' else 4):
         sys.exit(__doc__)
     try:
+        if sys.argv[1] == 'export':
+            export(*sys.argv[2:])
+            sys.exit(print(f'{sys.argv[3]}: {os.path.getsize(sys.argv[3]):,} bytes'))
         ck = Checkpoint(sys.argv[2])
         for n in ck.names:
             x = ck.full(n)
             print(f'{n:60s} {str(tuple(x.shape)):20s} {str(x.dtype)[6:]:9s} mean {x.double().mean():+.3e} std {x.double().std(correction=0):.3e}')
         print({k: v for k, v in ck.meta.items() if not isinstance(v, (dict, list))})
         print(f'{len(ck.names)} tensors, all checksums right')
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         sys.exit(str(e))

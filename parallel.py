@@ -11,7 +11,7 @@ Rules that hold everywhere (DESIGN.md 3):
   * Each parameter carries a Spec: its global shape, the slice held here, the groups over which its gradient is summed, its number
     of copies in the world. Initialisation, gradient sync, norm, optimizer and checkpoint all read it, and nothing else.
 """
-import atexit, hashlib, os, sys
+import atexit, hashlib, math, os, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,7 +41,13 @@ class Mesh:
     sp: bool = False                                               # sequence parallel: T-slices over tp between the blocks' linears
     kv: Group = field(default_factory=lambda: Group('kv'))         # the tp ranks that share a key/value head, if heads are fewer than tp
     ends: Group = field(default_factory=lambda: Group('ends'))     # first and last stage, for tied embeddings
+    shard: Group = field(default_factory=lambda: Group('dpcp'))    # ZeRO shards over it: dpcp, or adjacent ranks of it (a node) ...
+    replica: Group = field(default_factory=lambda: Group('replica'))   # ... and then the shards are summed over this
+    eshard: Group = field(default_factory=lambda: Group('edp'))    # the same for experts, over edp
+    ereplica: Group = field(default_factory=lambda: Group('ereplica'))
+    orth: Group = field(default_factory=lambda: Group('stage'))    # shard x tp: the ranks that hold whole matrices between them, for Muon
     cp_mode: str = 'ring'                                          # ring | allgather | ulysses
+    host: object = None                                            # all ranks over Gloo: objects of the checkpoint, also from a thread
     queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here instead of computing it
 
 
@@ -50,7 +56,8 @@ def solo_mesh():
     return Mesh(*(Group(n) for n in ('pp', 'dp', 'cp', 'tp', 'ep', 'edp', 'dpcp', 'world', 'stage')))
 
 
-def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0, shared_ff=0, flow_width=0, T, rows):
+def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0, shared_ff=0, flow_width=0, T, rows,
+                 zero=0, zero_shard=0):
     """Raises ValueError, one line with sizes that work, if this layout cannot run this model; otherwise returns dp (0: what is left of the world)."""
     def divisors(n, most=world):
         return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
@@ -70,6 +77,8 @@ def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode=
             ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
             (cp > 1 and T % (2 * cp), f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
             ((sp or n_expert) and T // cp % tp, f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
+            (zero not in (0, 1, 2, 3), f'zero={zero}: use 0, 1, 2 or 3'),
+            (zero_shard and (not zero or dp * cp % zero_shard), f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
             (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
             (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
             (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp), f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
@@ -79,8 +88,11 @@ def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode=
     return dp
 
 
-def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_head=1 << 30, tie=False):
-    """The mesh of the running torch.distributed world (dp*tp*pp*cp ranks). Every rank makes every group, in the same order."""
+def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_head=1 << 30, tie=False, zero_shard=0):
+    """
+    The mesh of the running torch.distributed world (dp*tp*pp*cp ranks). Every rank makes every group, in the same order. zero_shard: ZeRO shards over so
+    many adjacent ranks of dp*cp, and over as many of edp as divide it (0: over all of them).
+    """
     world, me = dp * tp * pp * cp, dist.get_rank() if dist.is_initialized() else 0
     grid = torch.arange(world).view(pp, dp, cp, tp)
     experts = grid.view(pp, -1, ep)                                # (pp, edp, ep)
@@ -88,6 +100,13 @@ def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_he
     lists = dict(pp=grid.permute(1, 2, 3, 0), dp=grid.permute(0, 2, 3, 1), cp=grid.permute(0, 1, 3, 2), tp=grid, ep=experts, edp=experts.transpose(1, 2),
                  dpcp=grid.permute(0, 3, 1, 2).reshape(pp * tp, dp * cp), world=grid.view(1, -1), stage=grid.view(pp, -1), kv=grid.view(pp, dp, cp, tp // share, share),
                  ends=grid[[0, -1]].permute(1, 2, 3, 0) if tie and pp > 1 else grid[..., None])
+    n, e = zero_shard or dp * cp, math.gcd(zero_shard or dp * cp * tp // ep, dp * cp * tp // ep)
+    by_node = lists['dpcp'].reshape(pp, tp, -1, n)                 # (pp, tp, replica, shard)
+    if n < dp * cp:
+        lists.update(shard=by_node, replica=by_node.transpose(2, 3), orth=by_node.permute(0, 2, 3, 1).reshape(-1, n * tp))
+    if e < experts.shape[1]:
+        nodes = experts.transpose(1, 2).reshape(pp, ep, -1, e)
+        lists.update(eshard=nodes, ereplica=nodes.transpose(2, 3))
     groups = {}
     for name, ranks in lists.items():
         groups[name] = Group(name)
@@ -96,7 +115,9 @@ def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_he
                 pg = dist.new_group(r)
                 if me in r:
                     groups[name] = Group(name, len(r), r.index(me), tuple(r), pg)
-    return Mesh(**groups, sp=sp and tp > 1, cp_mode=cp_mode)
+    for name, whole in (('shard', 'dpcp'), ('eshard', 'edp'), ('orth', 'stage')):
+        groups.setdefault(name, groups[whole])
+    return Mesh(**groups, sp=sp and tp > 1, cp_mode=cp_mode, host=dist.new_group(backend='gloo') if world > 1 else None)
 
 
 def start_world(device, minutes=10):
@@ -154,6 +175,18 @@ def reduce_scatter(x, g, dim=0):
     y = x.new_empty((x.shape[0] // g.size, *x.shape[1:]))
     dist.reduce_scatter_single(y, x, group=g.pg)
     return y
+
+
+def all_gather_into(y, x, g):
+    """Starts y (size * n,) = the x (n,) of all ranks; x may be this rank's slice of y. Returns the handle to wait for."""
+    _count('all_gather', g, (g.size - 1) * x.numel() * x.element_size())
+    return dist.all_gather_single(y, x, group=g.pg, async_op=True)
+
+
+def reduce_scatter_into(y, x, g):
+    """Starts y (n,) = this rank's slice of the sum of x (size * n,). Returns the handle to wait for."""
+    _count('reduce_scatter', g, (g.size - 1) * y.numel() * x.element_size())
+    return dist.reduce_scatter_single(y, x, group=g.pg, async_op=True)
 
 
 def all_to_all(x, g, out_splits, in_splits, work=None):
@@ -282,7 +315,8 @@ class Spec:
     kind: str = 'matrix'              # matrix | embed | head | scalar: the optimizer's parameter groups
     sums: tuple = ('dpcp',)           # groups over which its gradient is summed
     copies: int = 1                   # ranks of the world that hold each of its elements
-    parts: tuple = ()                 # rows of separate matrices inside a fused one (global), e.g. q, k, v
+    parts: tuple = ()                 # rows of separate matrices inside a fused one (global), e.g. k, v
+    by_tp: tuple = ()                 # blocks of every tensor-parallel rank; () if all hold the whole
     name: str = ''
 
     def local(self, full):
@@ -300,24 +334,27 @@ def param(mesh, *shape, tp=None, expert=False, parts=(), partial=False, kv=None,
     gradient is summed over tp.  kv: number of key/value heads, if it may be smaller than tp.
     tied: the embedding that is also the output head.
     """
-    g, blocks, copies, dim = mesh.tp, (), mesh.dpcp.size * mesh.tp.size, tp or 0
+    g, blocks, by_tp, copies, dim = mesh.tp, (), (), mesh.dpcp.size * mesh.tp.size, tp or 0
     sums = ('dpcp',) + (('tp',) if partial and g.size > 1 else ())
     if expert:
         n = shape[0] // mesh.ep.size
         blocks = ((mesh.ep.rank * n, n),) if mesh.ep.size > 1 else ()
         sums, copies = ('edp',), mesh.edp.size
     elif tp is not None and g.size > 1:
-        runs, at, copies = [], 0, mesh.dpcp.size
-        for i, rows in enumerate(parts or (shape[tp],)):
-            if kv and kv < g.size:                      # fewer kv heads than tp: neighbours hold the same head
-                n = rows // kv
-                runs.append((at + g.rank * kv // g.size * n, n))
-            else:
-                n = -(-rows // g.size)                            # a vocabulary that does not divide leaves the last rank fewer rows
-                lo = min(g.rank * n, rows)
-                runs.append((at + lo, min(n, rows - lo)))
-            at += rows
-        blocks = tuple(runs)
+        def blocks_of(r):
+            runs, at = [], 0
+            for rows in parts or (shape[tp],):
+                if kv and kv < g.size:                            # fewer kv heads than tp: neighbours hold the same head
+                    n = rows // kv
+                    runs.append((at + r * kv // g.size * n, n))
+                else:
+                    n = -(-rows // g.size)                        # a vocabulary that does not divide leaves the last ranks fewer rows
+                    lo = min(r * n, rows)
+                    runs.append((at + lo, min(n, rows - lo)))
+                at += rows
+            return tuple(runs)
+        by_tp = tuple(blocks_of(r) for r in range(g.size))
+        blocks, copies = by_tp[g.rank], mesh.dpcp.size
         if kv and kv < g.size:
             sums, copies = ('dpcp', 'kv'), mesh.dpcp.size * mesh.kv.size
     if tied and mesh.ends.size > 1:                               # held by the first and by the last stage
@@ -326,7 +363,7 @@ def param(mesh, *shape, tp=None, expert=False, parts=(), partial=False, kv=None,
     if blocks:
         local[dim] = sum(n for _, n in blocks)
     p = nn.Parameter(torch.empty(local))
-    p.spec = Spec(tuple(shape), dim, blocks, sums=sums, copies=copies, parts=parts, **kw)
+    p.spec = Spec(tuple(shape), dim, blocks, sums=sums, copies=copies, parts=parts, by_tp=by_tp, **kw)
     return p
 
 
@@ -455,10 +492,14 @@ def _mask(doc, rows, cols, dtype):
 def attention_mask(doc, mesh, dtype):
     """
     doc (B, T), whole rows -> what attention() needs, once per microbatch: the mask (B, T, T), or with context parallelism by allgather (B, T/cp, T)
-    with keys in the order of the ranks, by ulysses (B, T, T) in that order, by ring a list with the mask of each step.
+    with keys in the order of the ranks, by ulysses (B, T, T) in that order, by ring a list with the mask of each step. None in place of a mask: all
+    rows are one document, and a kernel is used that needs no mask for that (padding comes last, so what it sees is never learned from).
     """
     T, cp, dev = doc.shape[1], mesh.cp, doc.device
+    plain = _fused(doc, dtype) and int(doc.max()) < 1
     if cp.size == 1:
+        if plain:
+            return None
         ok = (doc[:, :, None] == doc[:, None, :]).tril_()
         return torch.zeros(ok.shape, dtype=dtype, device=dev).masked_fill_(~ok, float('-inf'))
     mine = zigzag(T, cp.size, cp.rank).to(dev)
@@ -466,10 +507,10 @@ def attention_mask(doc, mesh, dtype):
         every = torch.cat([zigzag(T, cp.size, r) for r in range(cp.size)]).to(dev)
         return _mask(doc, mine if mesh.cp_mode == 'allgather' else every, every, dtype)
     out = []
-    for s in range(cp.size):
+    for s in range(0 if plain else cp.size):
         theirs = zigzag(T, cp.size, (cp.rank - s) % cp.size).to(dev)
         out.append(_mask(doc, *(x[sl] for x, sl in zip((mine, theirs), _ring_part(cp, s, len(mine)))), dtype))
-    return out
+    return out or [None] * cp.size
 
 
 def _ring_part(cp, s, n):
@@ -501,12 +542,17 @@ def _swap(x, g, give, take):
     return torch.cat(y.unbind(0), take)
 
 
+def _fused(x, dtype):
+    """Whether aten's flash attention is the fast path here: on CPU in float32 and float64; bfloat16 is 2 to 4 times slower with it than explicit products."""
+    return not x.is_cuda and dtype in (torch.float32, torch.float64)
+
+
 def _attend(q, k, v, mask, scale):
-    """Plain attention. On CPU explicit batched products: bf16 SDPA is slower there, forward and backward, by 2 to 4 times."""
+    """Attention on whole keys; mask None: causal."""
     B, nh, T, hd = q.shape
     nkv, S = k.shape[1], k.shape[2]
-    if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale, enable_gqa=nh != nkv)
+    if q.is_cuda or _fused(q, q.dtype):
+        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale, enable_gqa=nh != nkv)
     m = mask[:, None, None].expand(B, nkv, nh // nkv, T, S).reshape(B * nkv, nh // nkv * T, S)
     s = torch.baddbmm(m, q.reshape(B * nkv, nh // nkv * T, hd), k.reshape(B * nkv, S, hd).transpose(1, 2), alpha=scale)
     return (s.softmax(-1) @ v.reshape(B * nkv, S, hd)).view(B, nh, T, hd)
@@ -521,67 +567,89 @@ class _Ring(torch.autograd.Function):
     """
     @staticmethod
     def forward(ctx, q, k, v, masks, scale, g):
-        B, nh, T, hd = q.shape
-        nkv, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)
-        q5 = q.reshape(B, nkv, nh // nkv, T, hd)
-        out, lse = q5.new_zeros(q5.shape, dtype=wide), None
-        kv = torch.stack((k, v))                                   # (2, B, nkv, T, hd)
+        T, kv = q.shape[2], torch.stack((k, v))                     # (2, B, nkv, T, hd)
         for s in range(g.size):
             nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
             rows, cols = _ring_part(g, s, T)
-            sc = _scores(q5[..., rows, :], kv[0][:, :, cols], masks[s], scale).to(wide)
-            l = sc.logsumexp(-1, keepdim=True)
-            o = (sc - l.clamp(min=-1e30)).exp().to(q.dtype) @ kv[1][:, :, None, cols]     # rows with nothing to attend: exp(-inf) = 0
-            if lse is None:
-                out, lse = o.to(wide), l
+            o, l = _partial(q[:, :, rows], kv[:, :, :, cols], masks[s], s == 0, scale)
+            if s == 0:
+                out, lse = o, l
             else:
-                old, both = lse[..., rows, :], torch.logaddexp(lse[..., rows, :], l)
-                out[..., rows, :] = out[..., rows, :] * (old - both).exp() + o.to(wide) * (l - both).exp()
-                lse[..., rows, :] = both
+                both = torch.logaddexp(lse[:, :, rows], l)
+                out[:, :, rows] = out[:, :, rows] * (lse[:, :, rows] - both).exp() + o * (l - both).exp()
+                lse[:, :, rows] = both
             if wait:
                 wait()
                 kv = nxt
-        ctx.save_for_backward(q5, k, v, out, lse, *masks)
+        ctx.save_for_backward(q, k, v, out, lse, *masks)
         ctx.args = scale, g
-        return out.to(q.dtype).view(B, nh, T, hd)
+        return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx, do):
-        q5, k, v, out, lse, *masks = ctx.saved_tensors
+        q, k, v, out, lse, *masks = ctx.saved_tensors
         scale, g = ctx.args
-        T, wide = q5.shape[3], out.dtype
-        do = do.reshape(q5.shape)
-        delta = (do.to(wide) * out).sum(-1, keepdim=True)
-        dq, kv = torch.zeros_like(out), torch.stack((k, v))
-        own, dkv, home = None, None, None                          # gradients of this rank's block here; of the block it holds; on their way
+        T, dq, kv = q.shape[2], torch.zeros_like(out), torch.stack((k, v))
+        own, coming, home = None, None, None                       # gradients of this rank's block here; of the block it holds, on their way
         for s in range(g.size):
             nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
             rows, cols = _ring_part(g, s, T)
-            qs, ks, vs, ds = q5[..., rows, :], kv[0][:, :, None, cols], kv[1][:, :, None, cols], do[..., rows, :]
-            p = (_scores(qs, kv[0][:, :, cols], masks[s], scale).to(wide) - lse[..., rows, :]).exp()
-            dsc = (p * ((ds @ vs.transpose(-1, -2)).to(wide) - delta[..., rows, :]) * scale).to(q5.dtype)
-            dq[..., rows, :] += (dsc @ ks).to(wide)
-            new = torch.zeros(kv.shape, dtype=wide, device=kv.device)
-            new[0][:, :, cols] = (dsc.transpose(-1, -2) @ qs).to(wide).sum(2)              # the queries of a group share a kv head
-            new[1][:, :, cols] = (p.to(q5.dtype).transpose(-1, -2) @ ds).to(wide).sum(2)
+            new = torch.zeros(kv.shape, dtype=out.dtype, device=kv.device)
+            dqs, *dkv = _partial_backward(do[:, :, rows], q[:, :, rows], kv[:, :, :, cols], out[:, :, rows], lse[:, :, rows], masks[s], s == 0, scale)
+            dq[:, :, rows] += dqs
+            new[0][:, :, cols], new[1][:, :, cols] = dkv
             if s == 0:
                 own = new
             else:
                 if home:
                     home()                                         # what was summed so far on the ranks behind
-                    new += dkv_in
-                dkv_in, home = _hop(new, g)
+                    new += coming
+                coming, home = _hop(new, g)
             if wait:
                 wait()
                 kv = nxt
         home()
-        own += dkv_in
-        return dq.to(q5.dtype).flatten(1, 2), own[0].to(k.dtype), own[1].to(v.dtype), None, None, None
+        own += coming
+        return dq.to(q.dtype), own[0].to(k.dtype), own[1].to(v.dtype), None, None, None
 
 
-def _scores(q5, k, mask, scale):
-    """q5 (B, nkv, rep, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, rep, T, S)."""
-    return (q5 * scale) @ k[:, :, None].transpose(-1, -2) + mask[:, None, None]
+def _partial(q, kv, mask, causal, scale):
+    """q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> its output and log-sum-exp (B, nh, T, 1), float32; a row with nothing to attend: 0 and -inf."""
+    (B, nh, T, hd), nkv = q.shape, kv.shape[2]
+    if _fused(q, q.dtype):
+        k, v = kv.repeat_interleave(nh // nkv, 2)
+        o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal and mask is None, scale=scale,
+                                                                          attn_mask=None if mask is None else mask[:, None])
+        if mask is not None:                                       # the kernel says 0 where it should say -inf
+            l = l.masked_fill((mask.amax(-1) < 0)[:, None], float('-inf'))
+        return o, l[..., None]
+    s = _scores(q, kv[0], mask, scale)
+    l = s.logsumexp(-1, keepdim=True)
+    o = (s - l.clamp(min=-1e30)).exp().to(q.dtype) @ kv[1][:, :, None]
+    return o.to(s.dtype).view(B, nh, T, hd), l.view(B, nh, T, 1)
+
+
+def _partial_backward(do, q, kv, out, lse, mask, causal, scale):
+    """Gradients by this block, float32: dq (B, nh, T, hd), dk and dv (B, nkv, S, hd). out and lse are those of the whole row."""
+    (B, nh, T, hd), (nkv, S) = q.shape, kv.shape[2:4]
+    if _fused(q, q.dtype):
+        k, v = kv.repeat_interleave(nh // nkv, 2)
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, k, v, out, lse[..., 0], 0.0, causal and mask is None, scale=scale,
+                                                                                         attn_mask=None if mask is None else mask[:, None])
+        return dq, *(x.unflatten(1, (nkv, nh // nkv)).sum(2) if nh > nkv else x for x in (dk, dv))
+    five = lambda x: x.reshape(B, nkv, nh // nkv, T, -1)
+    do, q5, delta = five(do), five(q), five((do.to(out.dtype) * out).sum(-1, keepdim=True))
+    p = (_scores(q, kv[0], mask, scale) - five(lse)).exp()
+    ds = (p * ((do @ kv[1][:, :, None].transpose(-1, -2)).to(p.dtype) - delta) * scale).to(q.dtype)
+    wide = lambda x: x.to(out.dtype)
+    return (wide(ds @ kv[0][:, :, None]).view(B, nh, T, hd), wide(ds.transpose(-1, -2) @ q5).sum(2),      # the queries of a group share a kv head
+            wide(p.to(q.dtype).transpose(-1, -2) @ do).sum(2))
+
+
+def _scores(q, k, mask, scale):
+    """q (B, nh, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, nh/nkv, T, S), float32; scaled after the product, which rounds less."""
+    s = q.reshape(len(q), k.shape[1], -1, *q.shape[2:]) @ k[:, :, None].transpose(-1, -2)
+    return s.to(torch.promote_types(s.dtype, torch.float32)) * scale + mask[:, None, None]
 
 
 def _hop(x, g):
@@ -840,8 +908,8 @@ def run_pipeline(todo, models, micros, mesh, shape, dtype, device):
                 y[key] = y[key]['loss']
         elif kind == 'W':
             for w, d, a in queue.pop(key):
-                dw = d.flatten(0, -2).t() @ a.flatten(0, -2)
-                w.grad = dw if w.grad is None else w.grad + dw
+                d, a = d.flatten(0, -2).t(), a.flatten(0, -2)
+                w.grad = d @ a if w.grad is None else w.grad.addmm_(d, a)
                 if hasattr(w, 'ready'):
                     w.ready(w)                                     # the gradient hook that autograd would have called
         else:                                                      # B, BW

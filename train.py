@@ -7,7 +7,8 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
-import json, math, os, resource, signal, subprocess, sys, time
+import ctypes, json, math, os, resource, signal, subprocess, sys, threading, time
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ log_every = 20             # steps
 eval_every = 0             # steps; 0: only at the end
 eval_docs = 400            # documents of each validation split; 0: all
 save_every = 500           # steps; 0: only at the end
+save_background = False    # a copy is written by a thread while training goes on
 keep_last = 2              # checkpoints; the best by validation loss is kept apart, in out_dir/best
 skills = 200               # cases per skill in the table at the end; 0: no table
 wandb_project = ''         # '': no wandb.  Offline: WANDB_MODE=offline, as wandb has it
@@ -83,6 +85,8 @@ beta2 = 0.95
 weight_decay = 0.1         # on matrices
 clip = 1.0                 # global gradient norm; 0: off
 max_bad_steps = 5          # non-finite steps in a row before it gives up
+spike_z = 6.0              # a loss so many standard deviations above the mean of the last 100 is reported; 0: off
+spike_rollback = False     # then go back to the last checkpoint, and past the batches since (non-finite steps in a row too)
 # -------- layout, under torchrun: dp * tp * pp * cp processes
 dp = 0                     # data parallel; 0: what is left
 tp = 1                     # tensor parallel
@@ -93,6 +97,9 @@ pp_chunks = 1              # model chunks per rank, for interleaved
 cp = 1                     # context parallel
 cp_mode = 'ring'           # ring | allgather | ulysses
 ep = 1                     # expert parallel, inside dp * cp * tp
+zero = 0                   # 1: optimizer state sharded over dp * cp (experts: over their copies), 2: gradients too, 3: parameters too
+zero_shard = 0             # shard over so many neighbouring ranks only (a node), copies across; 0: over all
+recompute = False          # blocks keep only their input for the backward pass
 # -------- machine
 device = 'auto'            # auto | cpu | cuda
 dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
@@ -121,6 +128,8 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                  f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
     if not ok:
         die(why)
+if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):           # glibc gives large blocks back to the kernel and asks for them
+    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)                          # again at every step, zeroed page by page: let it keep them
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
 master = rank == 0
@@ -184,7 +193,7 @@ if tokens_per_step % block_size or not rows:
 try:
     cfg = ModelConfig(vocab_size=codec.n_vocab, **{f.name: globals()[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head, n_kv_head=cfg.n_kv_head,
-                      ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows)
+                      ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows, zero=zero, zero_shard=zero_shard)
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
         die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {max(m for m in range(1, micro + 1) if rows // dp % m == 0)}')
@@ -192,21 +201,23 @@ try:
     todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
 except ValueError as e:
     die(str(e))
-mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie)
+mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie, zero_shard=zero_shard)
 todo = todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
 kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
-opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip)
+opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
+for m in models:
+    m.recompute = recompute
 params = count_params(cfg)
 say(f"model: {params['total']:,} parameters ({params['active']:,} active), {dtype} on {device}; "
     f"data: {' + '.join(names)}, {rows} rows of {block_size} per step, {mesh.world.size} process(es)")
 
-def state():
-    """(name, Spec, tensor): everything that a checkpoint holds."""
-    yield from opt.tensors()
+def state(saving=False):
+    """(name, Spec, tensor, where it begins in this rank's slice): everything that a checkpoint holds; saving: what this rank may have to write."""
+    yield from opt.tensors(saving)
     for name, b in (nb for m in models for nb in m.named_buffers()):      # the experts' selection bias
-        if name.endswith('.bias'):
-            yield f'buffer/{name}', b.spec, b
+        if name.endswith('.bias') and not (saving and mesh.dpcp.rank):
+            yield f'buffer/{name}', b.spec, b, 0
 
 # ---------------------------------------------------------------- resume
 
@@ -215,6 +226,7 @@ try:
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
 step, best, bad, resumed, saved = 0, math.inf, 0, None, True
+shift, recent = 0, deque(maxlen=100)               # batches that rollbacks have skipped; the last losses
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 
 def load(path, weights_only=False):
@@ -226,8 +238,12 @@ def load(path, weights_only=False):
                           f'choose another --out_dir, or give the key as it was')
     if not weights_only and ck.meta['config']['muon'] != muon:
         raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: choose another --out_dir, or give the key as it was")
-    ck.fill((n, s, x) for n, s, x in state() if not weights_only or not n.startswith('exp_'))
+    ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))
     opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
+    if not weights_only:
+        global step, best, shift
+        step, best, shift = (ck.meta.get(k, 0) for k in ('step', 'best', 'shift'))
+        recent.clear(), recent.extend(ck.meta.get('recent', ()))
     return ck.meta
 
 try:
@@ -238,7 +254,6 @@ try:
                 if init_from != 'auto' and Checkpoint(path).meta['config']['init_from'] != init_from:
                     raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
                 resumed = load(path)
-                step, best = resumed['step'], resumed['best']
                 say(f'going on from {path}')
                 break
             except ValueError as e:
@@ -336,17 +351,35 @@ def record(**kw):
         if run:
             run.log({k: v for k, v in kw.items() if k != 'step'}, step=kw['step'])
 
-def save(name=None):
-    """A checkpoint of the present step."""
-    meta = dict(step=step, best=best, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
+def write(name, tensors, meta):
+    """-> whether it is on disk."""
     try:
-        save_checkpoint(out_dir, name or f'step_{step:08d}', state(), meta, mesh)
+        save_checkpoint(out_dir, name or f"step_{meta['step']:08d}", tensors, meta, mesh)
         if master and not name:
             prune(out_dir, keep_last)
     except OSError as e:
-        say(f'step {step}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir')
+        say(f"step {meta['step']}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir")
         return False
     return True
+
+writing = []                                       # the thread that writes, and what it says in the end
+
+def finish_saving():
+    """Wait for the thread; whether its checkpoint is on disk."""
+    if writing:
+        writing[0].join()
+    return writing.pop() if len(writing) > 1 else True
+
+def save(name=None):
+    """A checkpoint of the present step; in the background: whether the one before it was written."""
+    ok = finish_saving()
+    meta = dict(step=step, best=best, shift=shift, recent=list(recent), optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
+    if not save_background:
+        return write(name, state(saving=True), meta)
+    held = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in state(saving=True)]
+    writing[:] = [threading.Thread(target=lambda: writing.append(write(name, held, meta)))]
+    writing[0].start()
+    return ok
 
 stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
@@ -360,12 +393,42 @@ def balance(move):
             m.bias += moe_balance * move * torch.sign(load.mean() - load)                      # a skipped step moves nothing
             m.load.zero_()
 
-loader = train_batches(train_sets, weights, codec, seed=seed, step=step, rows=rows, micro=micro, T=block_size, draws=flow_draws,
-                       dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
+def batches():
+    return train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, micro=micro, T=block_size, draws=flow_draws,
+                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
+
+def roll_back(why):
+    """To the newest checkpoint, past the batches since; whether there was one."""
+    global loader, shift
+    finish_saving()
+    there, at = checkpoints(out_dir), step + shift + 1
+    if there and spike_rollback:
+        load(there[0])
+        shift = at - step
+        say(f'{why}: back to step {step}, from {there[0]}, and past the batches since')
+        loader.close()
+        loader = batches()
+    return bool(there and spike_rollback)
+
+def product_peak():
+    """Operations per second of this process in one large matrix product of the compute type: what mfu is a fraction of."""
+    n = 1024 if device == 'cpu' else 8192
+    x, y = torch.randn(n, n, dtype=compute, device=device), torch.empty(n, n, dtype=compute, device=device)
+    best = math.inf
+    for _ in range(5):
+        t = time.perf_counter()
+        torch.mm(x, x, out=y)
+        if device != 'cpu':
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - t)
+    return 2 * n ** 3 / best
+
+peak = product_peak()
+loader = batches()
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
-    assert s == step
+    assert s == step + shift
     # over the whole world, since a stop concerns all; the tp * pp * cp ranks of one dp rank count the same rows
     counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.world).tolist()
     counts = [c / (tp * pp * cp) for c in counts]
@@ -380,26 +443,34 @@ while step < max_steps:
                                  flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
     opt.start(len(micros))
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
-    norm = opt.step(lr * lr_at(step))
+    sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
+    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)           # the tp ranks of the last stage count the same; the others have nothing to add
     if cfg.n_expert:
         balance(math.isfinite(norm))
     bad = 0 if math.isfinite(norm) else bad + 1
     if bad:
         say(f'step {step}: gradient norm {norm}: the update was skipped ({bad} in a row)')
         if bad >= max_bad_steps:
+            if roll_back(f'{bad} non-finite steps in a row'):
+                bad = 0
+                continue
             die(f'{bad} non-finite steps in a row: lower --lr={lr} or --muon_lr={muon_lr}, or try --dtype=float32; '
                 f'the last checkpoint in {out_dir} is from before')
+    elif spike_z and len(recent) >= 50 and (z := (txt + img + aud - np.mean(recent)) / max(np.std(recent), 1e-6)) > spike_z:
+        say(f'step {step}: loss {txt + img + aud:.4f}, {z:.0f} standard deviations above the mean of the last {len(recent)}')
+        if roll_back(f'step {step}'):
+            continue
+    if not bad:
+        recent.append(txt + img + aud)
     step += 1
     seen += rows * block_size
     if step % log_every == 0 or step == max_steps:
         now = time.time()
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
-        sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
-        txt, img, aud = all_reduce(all_reduce(sums, mesh.pp), mesh.dpcp).tolist()               # only the last stage has something to add
         gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
         say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img:.3f} aud {aud:.3f}) | gnorm {norm:.2f} | '
-            f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | {flops / (now - last_log) / 1e12:.3f} TFLOP/s | {gb:.1f} GB | '
+            f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
         record(step=step, loss=txt + img + aud, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate)
         last_log, flops, seen, first_step = now, 0, 0, step
@@ -420,12 +491,12 @@ while step < max_steps:
         saved = save()
 loader.close()
 if stopped and step < max_steps:
-    if not save():
+    if not (save() and finish_saving()):
         sys.exit(1)
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
-if not saved:
+if not (saved and finish_saving()):
     sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
 # ---------------------------------------------------------------- what it can do

@@ -4,11 +4,13 @@ The grid: every layout against the single process.
     python tests/grid.py                                  a part: every pair of dimensions on 4 processes, dense and MoE
     python tests/grid.py --world=8 --part=all             all layouts of 8 processes
     python tests/grid.py --world=2,4,8 --part=all --dtype=float64
-    python tests/grid.py --these="moe dp2 ep2; dense tp2 pp2 sp zbh1"         just these
+    python tests/grid.py --world=8 --zero=all --part=all      the same at ZeRO 0, 1, 2 and 3
+    python tests/grid.py --these="moe dp2 ep2; dense tp2 pp2 sp zbh1 zero3 recompute"         just these
 
 Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss, every
 gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a - b| / max |b|
-over the tensor). Ranks that hold the same slice must hold the same bits.
+over the tensor). Ranks that hold the same slice must hold the same bits, and so must the ZeRO stages of a layout: with one microbatch all of them, with
+several 0 and 1, and 2 and 3 (which add up reduced gradients). Every third layout recomputes its blocks.
 """
 import hashlib, json, os, sys, tempfile, time, traceback
 from pathlib import Path
@@ -31,7 +33,7 @@ def config(kind):
     return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu') if kind == 'tied' else {}))
 
 
-def layouts(world, part):
+def layouts(world, part, zeros=(0,)):
     """Dicts of sizes: all dp*tp*pp*cp of the world with every ep, sp on where tp > 1, schedules in turn; part='pairs': each pair of dimensions at least once."""
     out, powers = [], [2 ** i for i in range(world.bit_length())]
     for pp in powers[:3]:
@@ -60,16 +62,16 @@ def layouts(world, part):
                 seen |= new
                 few.append(l)
         out = few
-    return out
+    return [dict(l, zero=z, recompute=i % 3 == 2, one=l['pp'] == 1 and i % 2 == 0 and len(zeros) > 1) for i, l in enumerate(out) for z in zeros]
 
 
 def parse(text):
     """The inverse of label(), with the model in front: 'moe dp2 tp2 ep4 sp'."""
-    l = dict(kind='dense', dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, schedule='', v=1, cp_mode='ring')
+    l = dict(kind='dense', dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, schedule='', v=1, cp_mode='ring', zero=0, shard=0, recompute=False)
     for w in text.split():
         words = dict(kind=('dense', 'moe', 'tied'), schedule=SCHEDULES, cp_mode=('ring', 'allgather', 'ulysses'))
         k = next((k for k in words if w in words[k]), w.rstrip('0123456789'))
-        l['v' if k == 'x' else k] = True if k == 'sp' else w if k in words else int(w[len(k):])
+        l['v' if k == 'x' else k] = True if k in ('sp', 'recompute') else w if k in words else int(w[len(k):])
     return dict(l, schedule=l['schedule'] or '1f1b' * (l['pp'] > 1))
 
 
@@ -78,15 +80,20 @@ def size(l):
 
 
 def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
-    """What one rank sees: {'loss', 'norm', 'grad': {name: (spec, tensor)}, 'weights/sgd': ..., 'weights/adamw': ...}."""
+    """
+    What one rank sees: {'loss', 'norm', 'grad': {name: (spec, tensor)}, 'weights/sgd': ..., 'weights/adamw': ...}. AdamW with a large eps: with 1e-8 it
+    turns the rounding of the smallest gradients into whole steps, and hides any wrong factor.
+    """
     cfg, out = config(layout['kind']), {}
     sets = [toy.shards(toy.documents())]
     for which in optimizers:
         models = build(cfg, mesh, 7, layout['v'])
-        opt = Optimizer(models, mesh, dtype, weight_decay=0.1, clip=1.0, muon=which == "muon", muon_lr=1.0)
+        for model in models:
+            model.recompute = layout.get('recompute', False)
+        opt = Optimizer(models, mesh, dtype, zero=layout.get('zero', 0), eps=1e-4, weight_decay=0.1, clip=1.0, muon=which == "muon", muon_lr=1.0)
         losses = []
         for step in range(steps):
-            batch = toy.micros(sets, step, rows=ROWS, micro=1 if ROWS // mesh.dp.size < 4 or mesh.pp.size > 2 else 2, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
+            batch = toy.micros(sets, step, rows=ROWS, micro=ROWS // mesh.dp.size if layout.get('one') else 1 if ROWS // mesh.dp.size < 4 or mesh.pp.size > 2 else 2, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
                                cp=mesh.cp.size, cp_rank=mesh.cp.rank, dtype=dtype, experts=cfg.n_expert > 0)
             opt.start(len(batch))
             shape = (len(batch[0]['ids']), T // mesh.cp.size // (mesh.tp.size if mesh.sp else 1), cfg.n_embd)
@@ -97,18 +104,23 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
                 opt.reduce()
                 norm = float(opt.norm())
                 if step == 0:
-                    out['grad'] = {p.spec.name: (p.spec, p.main_grad.clone()) for u in opt.units for p in u.params}
+                    out['grad'] = held(opt, 'due')
                     out['norm'] = norm
                 for u in opt.units:
-                    u.master.add_(u.grad, alpha=-LR / max(norm, 1.0))
-                    if u.param is not u.master:
-                        u.param.copy_(u.master)
+                    u.master.add_(u.due, alpha=-LR / max(norm, 1.0))
+                opt.publish()
                 opt.zero()
             else:
                 opt.step(3e-3)
         out[f'loss/{which}'] = torch.tensor(losses, dtype=torch.float64)
-        out[f'weights/{which}'] = {p.spec.name: (p.spec, u.master[s].view_as(p).clone()) for u in opt.units for p, s in zip(u.params, u.slices)}
+        out[f'weights/{which}'] = held(opt, 'master')
     return out
+
+
+def held(opt, what):
+    """{name: (Spec, this rank's slice of every parameter)}, gathered from the shards."""
+    whole = [u.whole(getattr(u, what)) for u in opt.units]
+    return {p.spec.name: (p.spec, x[s].view(p.shape).clone()) for u, x in zip(opt.units, whole) for p, s in zip(u.params, u.slices)}
 
 
 def digests(got):
@@ -144,7 +156,7 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
         try:
             dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/{i}', world), rank=rank, world_size=world)
             cfg = config(layout['kind'])
-            mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie)
+            mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=layout.get('shard', 0))
             lists = lambda m: add_messages(schedule(layout['schedule'], mesh.pp.size, m, layout['v']), m, layout['v'])[mesh.pp.rank] if mesh.pp.size > 1 else None
             got = run(layout, dtype, mesh, lists, optimizers=refs[layout['kind']]['optimizers'])
             results.put((i, rank, (*compare(got, refs[layout['kind']]), digests(got)), None))
@@ -156,7 +168,7 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
 
 
 def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120):
-    """[(layout, worst errors or None, name of the worst tensor or the traceback)], in order. After a failure the ranks start anew behind it."""
+    """Yields (layout, worst errors or None, name of the worst tensor or the traceback), in order. After a failure the ranks start anew behind it."""
     refs = {}
     torch.set_num_threads(1)
     for kind in {l['kind'] for l in todo_list}:
@@ -164,9 +176,9 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
         refs[kind]['optimizers'] = optimizers
         if dead := [n for n, (_, x) in refs[kind]['grad'].items() if not x.abs().max() > 0]:
             raise AssertionError(f'{kind}: gradients that are 0 show nothing: {dead}')
-    out, ctx = [], mp.get_context('fork')
-    while len(out) < len(todo_list):
-        rest, results = todo_list[len(out):], ctx.SimpleQueue()          # synchronous: nothing is lost when a rank dies
+    done, stages, ctx = 0, {}, mp.get_context('fork')
+    while done < len(todo_list):
+        rest, results = todo_list[done:], ctx.SimpleQueue()          # synchronous: nothing is lost when a rank dies
         with tempfile.TemporaryDirectory() as folder:
             procs = [ctx.Process(target=worker, args=(r, world, rest, dtype, refs, results, folder), daemon=True) for r in range(world)]
             for p in procs:
@@ -186,30 +198,37 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
                     if worst is None or any(not res[0][k] <= worst[k] for k in worst):
                         text = res[1] if worst is None or not max(res[0].values()) <= max(worst.values()) else text
                         worst = res[0] if worst is None else {k: res[0][k] if not res[0][k] <= worst[k] else worst[k] for k in worst}
-                out.append((layout, worst, text))
+                if worst and layout.get('zero'):
+                    base = 0 if layout.get('one') or layout['zero'] == 1 else 2
+                    same = stages.get((label(dict(layout, zero=base)), layout['kind']))
+                    if differ := [k for k, h in bits.items() if same and same[k] != h]:
+                        worst, text = None, f'not the bits of ZeRO {base}: {len(differ)} differ, such as {differ[0]}'
+                stages[label(layout), layout['kind']] = bits
+                done += 1
+                yield layout, worst, text
                 if worst is None:
                     break
             for p in procs:
                 p.kill() if worst is None else p.join()
-    return out
 
 
 def label(l):
     return ' '.join(f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1) + (' sp' if l['sp'] else '') + (f' {l["schedule"]}' if l['schedule'] else '') \
-        + (f' x{l["v"]}' if l['v'] > 1 else '') + (f' {l["cp_mode"]}' if l['cp'] > 1 else '') + (f' zero{l["zero"]}' if l.get('zero') else '')
+        + (f' x{l["v"]}' if l['v'] > 1 else '') + (f' {l["cp_mode"]}' if l['cp'] > 1 else '') + (f' zero{l["zero"]}' if l.get('zero') else '') \
+        + (f' shard{l["shard"]}' if l.get('shard') else '') + (' recompute' if l.get('recompute') else '')
 
 
 if __name__ == '__main__':
-    world, part, dtype, only, optimizers, these, patience = '4', 'pairs', 'float64', '', 'sgd,adamw', '', '120'
+    world, part, dtype, zero, only, optimizers, these, patience = '4', 'pairs', 'float64', '0', '', 'sgd,adamw', '', '120'
     for a in sys.argv[1:]:
         k, _, v = a.removeprefix('--').partition('=')
-        if k not in ('world', 'part', 'dtype', 'only', 'optimizers', 'these', 'patience'):
-            sys.exit(f'grid.py: unknown {a}: use --world=2,4,8 --part=pairs|all --dtype=float64|float32 --only=TEXT '
+        if k not in ('world', 'part', 'dtype', 'zero', 'only', 'optimizers', 'these', 'patience'):
+            sys.exit(f'grid.py: unknown {a}: use --world=2,4,8 --part=pairs|all --dtype=float64|float32 --zero=0|1|2|3|all --only=TEXT '
                      '--these="moe dp2 ep2; tied pp2" --optimizers=sgd,adamw,muon (sgd first) --patience=SECONDS')
         globals()[k] = v
     limit, begin, failed, n, top = dict(float64=1e-10, float32=1e-5)[dtype], time.time(), 0, 0, 0.0
     print(f'{"layout":48s} {"model":6s} {"loss":>8s} {"gradient":>9s} {"norm":>8s} {"weights":>8s}')
-    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part)]
+    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part, range(4) if zero == 'all' else [int(z) for z in zero.split(',')])]
     todo = [l for l in todo if only in f'{l["kind"]} {label(l)}']
     world = ','.join(map(str, sizes := sorted({size(l) for l in todo})))
     for w in sizes:
@@ -223,5 +242,5 @@ if __name__ == '__main__':
                 print(f'{label(layout):48s} {layout["kind"]:6s} ' + ' '.join(f'{e:8.1e}' for e in worst.values()) + ('' if ok else f'  FAILED at {text}'), flush=True)
             else:
                 print(f'{label(layout):48s} {layout["kind"]:6s} FAILED\n{text}', flush=True)
-    print(json.dumps(dict(bench='grid', ok=0 == failed < n, world=world, part=part, dtype=dtype, layouts=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
+    print(json.dumps(dict(bench='grid', ok=0 == failed < n, world=world, part=part, dtype=dtype, zero=zero, layouts=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
     sys.exit(failed > 0 or not n)

@@ -317,7 +317,7 @@ def as_rank(monkeypatch):
     """mesh of any rank of any layout, without processes"""
     def mesh(rank, **sizes):
         for name, value in (('is_initialized', True), ('get_rank', rank), ('new_group', None)):
-            monkeypatch.setattr(dist, name, lambda *a, value=value: value)
+            monkeypatch.setattr(dist, name, lambda *a, value=value, **k: value)
         return make_mesh(**sizes)
     return mesh
 

@@ -451,3 +451,27 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image + aud * flow(128) * cfg.audio
                 + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
+
+
+def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1, sp=False):
+    """
+    Bytes kept from one microbatch's forward pass for its backward pass, by part: rows * T positions on this rank, numbers of targets and of payloads of each kind, `width` bytes per number
+    of the compute type; attention by a fused kernel, which keeps q, k, v, its output and a log-sum-exp. layers: of this stage. With tp each rank keeps its
+    heads and hidden units, with sp also its T-slice of what lies between.
+    """
+    C, hd, kv, W, n = cfg.n_embd, cfg.hd, cfg.n_kv_head * cfg.hd, cfg.flow_width, rows * T
+    layers = range(cfg.n_layer) if layers is None else layers
+    between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
+    heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
+    norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
+    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width       # v is a view of the projection of both; log-sum-exp: float32
+    if cfg.qk_norm:
+        attention += (heads * hd + heads + kvs + kvs // hd) * n
+    mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
+    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2 + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
+    out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
+    if not layers or layers[0] == 0:
+        out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
+    if not layers or layers[-1] == cfg.n_layer - 1:
+        out['heads'] = (norm + txt * C + flow) * width + cfg.vocab_size // tp * C * 4
+    return out

@@ -617,8 +617,7 @@ def _partial(q, kv, mask, causal, scale):
     """q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> its output and log-sum-exp (B, nh, T, 1), float32; a row with nothing to attend: 0 and -inf."""
     (B, nh, T, hd), nkv = q.shape, kv.shape[2]
     if _fused(q, q.dtype):
-        k, v = kv.repeat_interleave(nh // nkv, 2)
-        o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal and mask is None, scale=scale,
+        o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal and mask is None, scale=scale,
                                                                           attn_mask=None if mask is None else mask[:, None])
         if mask is not None:                                       # the kernel says 0 where it should say -inf
             l = l.masked_fill((mask.amax(-1) < 0)[:, None], float('-inf'))
@@ -633,10 +632,8 @@ def _partial_backward(do, q, kv, out, lse, mask, causal, scale):
     """Gradients by this block, float32: dq (B, nh, T, hd), dk and dv (B, nkv, S, hd). out and lse are those of the whole row."""
     (B, nh, T, hd), (nkv, S) = q.shape, kv.shape[2:4]
     if _fused(q, q.dtype):
-        k, v = kv.repeat_interleave(nh // nkv, 2)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, k, v, out, lse[..., 0], 0.0, causal and mask is None, scale=scale,
-                                                                                         attn_mask=None if mask is None else mask[:, None])
-        return dq, *(x.unflatten(1, (nkv, nh // nkv)).sum(2) if nh > nkv else x for x in (dk, dv))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, *kv, out, lse[..., 0], 0.0, causal and mask is None, scale=scale,
+                                                                                   attn_mask=None if mask is None else mask[:, None])
     five = lambda x: x.reshape(B, nkv, nh // nkv, T, -1)
     do, q5, delta = five(do), five(q), five((do.to(out.dtype) * out).sum(-1, keepdim=True))
     p = (_scores(q, kv[0], mask, scale) - five(lse)).exp()

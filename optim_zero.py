@@ -77,6 +77,7 @@ class Unit:
         self.own = self.grad if self.stage > 1 else self.grad[self.lo:self.hi]
         self.due = self.own if self.stage else self.grad
         self.sum, self.moving, self.coming = self.grad if self.stage < 2 else None, None, None     # where gradients are added; the reduction, the gather on its way
+        self.here = True                                                       # the whole parameters, up to date, or on their way
         self.left, self.done = 0, False                                        # gradients still to come before the next reduction; it was started
         for p, s in zip(params, self.slices):
             p.data = self.param[s].view_as(p)
@@ -86,26 +87,24 @@ class Unit:
             self.free()
 
     def gather(self):
-        """Start to fetch the whole parameters; at stage 3 if they are neither here nor on their way."""
-        if self.stage == 3:
-            if self.param.untyped_storage().size():
-                return
-            self.param.untyped_storage().resize_(self.n * self.param.element_size())
-        if self.stage:
-            self.coming = all_gather_into(self.param, self.shard, self.group)
+        """Start to fetch the whole parameters, if they are neither here nor on their way."""
+        if not self.here:
+            if self.stage == 3:
+                self.param.untyped_storage().resize_(self.n * self.param.element_size())
+            self.coming, self.here = all_gather_into(self.param, self.shard, self.group), True
 
     def ready(self):
         """Wait until they are here."""
-        if self.stage == 3:
-            self.gather()
+        self.gather()
         if self.coming:
             self.coming.wait()
             self.coming = None
 
     def free(self):
-        """The views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are read."""
+        """Stage 3: views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are read."""
         if self.stage == 3:
             self.param.untyped_storage().resize_(0)
+            self.here = False
 
     def add(self, p, i):
         """A gradient has come: add it in float32, whatever the compute type."""
@@ -187,7 +186,10 @@ class _Leave(torch.autograd.Function):
 
 
 def gather_around(model, units):
-    """ZeRO-3: model.around fetches the parameters of a part before it computes, sends for those of the next, and frees them afterwards."""
+    """
+    model.around waits for the parameters of a part before it computes and sends for those of the next; at stage 3 it frees them afterwards. At stages 1
+    and 2 they are fetched once a step: publish() has sent for them.
+    """
     names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b' or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
     ends = {'embed': {'wte', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
@@ -285,10 +287,8 @@ class Optimizer:
         self.runs, self.copies, self.spans, plans = [], [], [], {}             # of state, by kind; of own gradients, by copies; of state, for Muon
         for model in models:
             units = make_units(model, dtype, mesh, zero)
-            if zero == 3:
+            if zero:
                 gather_around(model, units)
-            elif zero:
-                self._wait_around(model, units)
             self.units += [u for _, u in units]
         for u in self.units:
             for i, (p, s) in enumerate(zip(u.params, u.slices)):
@@ -311,17 +311,6 @@ class Optimizer:
             runs[-1][1] = slice(runs[-1][1].start, b)
         elif b > a:
             runs.append([u, slice(a, b), kind])
-
-    def _wait_around(self, model, units):
-        """ZeRO-1 and 2: the gathers that the last step started are waited for where the parameters are used first."""
-        names = {'embed': ('wte', 'image_in', 'audio_in', 'coord_in'), 'heads': ('heads', 'head', 'wte')}
-
-        def around(part, f, *args):
-            for where, u in units:
-                if u.coming and where in names.get(part, (part,)):
-                    u.ready()
-            return f(*args)
-        model.around = around
 
     # -------- gradients
 
@@ -407,6 +396,7 @@ class Optimizer:
             if to is not u.master:
                 to.copy_(u.master)
             if u.stage in (1, 2):
+                u.here = False
                 u.gather()
 
     def _plan(self, g, matrices):

@@ -46,6 +46,7 @@ from configurator import configure
 peer = ''      # a checkout of picotron; '': only ours is measured
 python = ''    # the interpreter that runs the peer, with torch and numpy; '': this one
 layouts = ''   # some of dp2,tp2,pp2,cp2; '': all
+compile = True # ours with --compile=true: torch.compile of the blocks, which needs a C++ compiler
 steps = 60     # of each run
 turns = 2      # runs of each
 target = 1.5   # peer's time / ours, at least
@@ -140,7 +141,7 @@ def ours(layout, tmp, world=2, steps=steps):
                  n_kv_head=MODEL['num_key_value_heads'], rope_base=MODEL['rope_theta'], n_loc=MODEL['vocab_size'] - 288, act='swiglu', qk_norm=False,
                  zero_init=False, softcap=0, z_loss=0, image=False, audio=False, muon=False, dtype='float32', device='cpu', dataset='shakespeare',
                  tokenizer='bytes', input=tmp / f'{STEM}.txt', max_steps=steps, lr=1e-3, warmup=0, embed_lr=1, weight_decay=0.01, log_every=1, save_every=0,
-                 eval_docs=1, skills=0, init_from='scratch', out_dir=out)
+                 eval_docs=1, skills=0, init_from='scratch', out_dir=out, compile=compile)
     flags = [f'--{k}={v}' for k, v in flags.items()]
     log = launch(f'ours, {layout},', sys.executable, ['train.py', *flags], ROOT, world)
     sizes.add(int(re.search(r'model: ([\d,]+) parameters', log)[1].replace(',', '')))

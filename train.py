@@ -7,7 +7,7 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
-import ctypes, json, math, os, resource, signal, subprocess, sys, threading, time
+import ctypes, json, math, os, resource, shutil, signal, subprocess, sys, threading, time
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -184,6 +184,8 @@ try:
         dist.barrier()
 except (BadInput, ValueError, OSError) as e:
     die(str(e))
+except KeyboardInterrupt:
+    sys.exit('train.py: stopped while data was being prepared: the same command begins that anew')
 
 # ---------------------------------------------------------------- model and optimizer
 
@@ -246,29 +248,39 @@ def load(path, weights_only=False):
         recent.clear(), recent.extend(ck.meta.get('recent', ()))
     return ck.meta
 
+def everywhere(ok):
+    """Whether it is so on all ranks."""
+    return bool(all_reduce(torch.tensor(float(ok), device=device), mesh.world, dist.ReduceOp.MIN))
+
+if master:                                         # what a killed run may have left half done; never read
+    for p in [*Path(out_dir).glob('.step_*'), *Path(out_dir).glob('.best*')]:
+        shutil.rmtree(p, ignore_errors=True)
+origin = init_from
 try:
-    there = checkpoints(out_dir)
-    if init_from == 'auto' or (init_from != 'scratch' and there):
-        for path in there:
-            try:
-                if init_from != 'auto' and Checkpoint(path).meta['config']['init_from'] != init_from:
-                    raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
-                resumed = load(path)
-                say(f'going on from {path}')
-                break
-            except ValueError as e:
-                say(f'{e}; trying the one before')
-        if there and not resumed:
-            raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
-    elif init_from == 'scratch':
-        old = [*checkpoints(out_dir), *Path(out_dir).glob('best')]
-        if old:
-            aside = Path(out_dir) / f'before-{time.strftime("%Y%m%d-%H%M%S")}'
-            aside.mkdir()
-            for p in [*old, *Path(out_dir).glob('metrics.jsonl')]:
-                p.rename(aside / p.name)
-            say(f'the checkpoints of an earlier run were moved to {aside}')
-    else:
+    there = [] if init_from == 'scratch' else checkpoints(out_dir)
+    for path in there:
+        try:
+            error, origin = None, Checkpoint(path).meta.get('origin', 'scratch')
+            if init_from not in ('auto', origin):
+                raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
+            resumed = load(path)
+        except ValueError as e:
+            error = e
+        if everywhere(error is None):
+            say(f'going on from {path}')
+            break
+        resumed = None
+        say(f'{error or path + ": damaged"}; trying the one before')
+    if there and not resumed:
+        raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
+    old = [*checkpoints(out_dir), *Path(out_dir).glob('best')] if init_from == 'scratch' and master else []
+    if old:
+        aside = Path(out_dir) / f'before-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}'
+        aside.mkdir()
+        for p in [*old, *Path(out_dir).glob('metrics.jsonl')]:
+            p.rename(aside / p.name)
+        say(f'the checkpoints of an earlier run were moved to {aside}')
+    if init_from not in ('auto', 'scratch') and not there:
         load(init_from, weights_only=True)
         say(f'weights from {init_from}')
 except (LookupError, ValueError) as e:
@@ -340,7 +352,7 @@ metrics = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else
 run = None
 if wandb_project and master:
     import wandb
-    run = wandb.init(project=wandb_project, name=out_dir, config=config, resume='allow')
+    run = wandb.init(project=wandb_project, name=out_dir, config=config, id=(resumed or {}).get('wandb'), resume='allow')
 
 def record(**kw):
     if master:
@@ -355,11 +367,14 @@ def write(name, tensors, meta):
     """-> whether it is on disk."""
     try:
         save_checkpoint(out_dir, name or f"step_{meta['step']:08d}", tensors, meta, mesh)
-        if master and not name:
-            prune(out_dir, keep_last)
     except OSError as e:
         say(f"step {meta['step']}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir")
         return False
+    try:
+        if master and not name:
+            prune(out_dir, keep_last)
+    except OSError as e:
+        say(f'an old checkpoint could not be removed: {e}')
     return True
 
 writing = []                                       # the thread that writes, and what it says in the end
@@ -373,7 +388,7 @@ def finish_saving():
 def save(name=None):
     """A checkpoint of the present step; in the background: whether the one before it was written."""
     ok = finish_saving()
-    meta = dict(step=step, best=best, shift=shift, recent=list(recent), optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
+    meta = dict(step=step, best=best, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
     if not save_background:
         return write(name, state(saving=True), meta)
     held = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in state(saving=True)]
@@ -469,10 +484,10 @@ while step < max_steps:
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
         gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
-        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img:.3f} aud {aud:.3f}) | gnorm {norm:.2f} | '
+        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
             f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
-        record(step=step, loss=txt + img + aud, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate)
+        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate)
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
@@ -481,7 +496,7 @@ while step < max_steps:
             say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v else '') for k, v in r.items())
                 + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
         record(step=step, val=val, **({'blind': control} if control else {}))
-        score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb')
+        score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf
         if score < best:
             best = score
             if eval_every:

@@ -21,7 +21,7 @@ written under a temporary name, flushed to disk and renamed, so a folder with th
     python optim_zero.py inspect DIR               lists and verifies what is inside
     python optim_zero.py export DIR FILE           its weights as one safetensors file
 """
-import ctypes, json, math, os, shutil, sys, zlib
+import ctypes, json, math, os, shutil, sys, weakref, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -293,7 +293,7 @@ class Optimizer:
         for u in self.units:
             for i, (p, s) in enumerate(zip(u.params, u.slices)):
                 a, b = s.start, -(-s.stop // ALIGN) * ALIGN                      # with the padding behind it, so that neighbours touch
-                p.ready = lambda p, u=u, i=i: self._ready(p, u, i)
+                p.ready = lambda p, me=weakref.ref(self), u=weakref.ref(u), i=i: me()._ready(p, u(), i)    # else a cycle that python cannot see
                 p.register_post_accumulate_grad_hook(p.ready)
                 is_muon = muon and p.spec.kind == 'matrix'
                 self._run(self.spans if is_muon else self.runs, u, meet(a, b, *u.span), u.span[0], p.spec.kind)

@@ -12,7 +12,7 @@ gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW
 over the tensor). Ranks that hold the same slice must hold the same bits, and so must the ZeRO stages of a layout: with one microbatch all of them, with
 several 0 and 1, and 2 and 3 (which add up reduced gradients). Every third layout recomputes its blocks.
 """
-import hashlib, json, os, sys, tempfile, time, traceback
+import gc, hashlib, json, os, sys, tempfile, time, traceback
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -162,6 +162,8 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
             results.put((i, rank, (*compare(got, refs[layout['kind']]), digests(got)), None))
             dist.barrier()
             dist.destroy_process_group()
+            del mesh, lists, got
+            gc.collect()                                          # groups live as long as what points at them, and each has threads
         except Exception:
             results.put((i, rank, None, traceback.format_exc(limit=-4)))
             os._exit(1)                                           # the others must not wait for this rank

@@ -279,28 +279,33 @@ class _AllToAll(torch.autograd.Function):
         return all_to_all(dy, *ctx.args), None, None, None, None
 
 
+def _run(function, *args):
+    """function.apply. With --compile train.py keeps it out of the graphs: the counters change at every call, which would compile it anew each time."""
+    return function.apply(*args)
+
+
 def copy_to(x, g):
-    return x if g.size == 1 else _Copy.apply(x, g)
+    return x if g.size == 1 else _run(_Copy, x, g)
 
 
 def reduce_from(x, g):
-    return x if g.size == 1 else _Reduce.apply(x, g)
+    return x if g.size == 1 else _run(_Reduce, x, g)
 
 
 def gather_from(x, g, dim, partial):
-    return x if g.size == 1 else _Gather.apply(x, g, dim, partial)
+    return x if g.size == 1 else _run(_Gather, x, g, dim, partial)
 
 
 def reduce_scatter_to(x, g, dim):
-    return x if g.size == 1 else _ReduceScatter.apply(x, g, dim)
+    return x if g.size == 1 else _run(_ReduceScatter, x, g, dim)
 
 
 def split_to(x, g, dim):
-    return x if g.size == 1 else _Split.apply(x, g, dim)
+    return x if g.size == 1 else _run(_Split, x, g, dim)
 
 
 def exchange(x, g, out_splits, in_splits):
-    return x if g.size == 1 else _AllToAll.apply(x, g, out_splits, in_splits)
+    return x if g.size == 1 else _run(_AllToAll, x, g, out_splits, in_splits)
 
 
 # ---------------------------------------------------------------- parameters
@@ -527,7 +532,7 @@ def attention(q, k, v, mask, scale, mesh):
     if cp.size == 1 or isinstance(mask, torch.Tensor) and mesh.cp_mode == 'ring':      # the latter: generation, which has whole rows
         return _attend(q, k, v, mask, scale)
     if mesh.cp_mode == 'ring':
-        return _Ring.apply(q, k, v, mask, scale, cp)
+        return _run(_Ring, q, k, v, mask, scale, cp)
     if mesh.cp_mode == 'allgather':                                # one all-gather of K and V; their gradients are partial sums
         k, v = gather_from(torch.stack((k, v)), cp, 3, partial=True)
         return _attend(q, k, v, mask, scale)
@@ -691,7 +696,7 @@ def moe(x, top, weight, w1, w2, act, mesh, meanwhile=lambda: None):
         got = all_to_all(sent, ep, [1] * ep.size, [1] * ep.size)           # (from rank, my expert)
         ins, outs = sent.sum(1).tolist(), got.sum(1).tolist()
         work = []
-        xr = _AllToAll.apply(xs, ep, outs, ins, work)                       # by source, then by expert
+        xr = _run(_AllToAll, xs, ep, outs, ins, work)                       # by source, then by expert
         other = meanwhile()
         work[0].wait()
         by_expert = torch.arange(n_local, device=x.device).repeat(ep.size).repeat_interleave(got.flatten()).argsort(stable=True)

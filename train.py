@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import parallel
 from configurator import configure
 from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.loader import eval_batches, open_shards, shard_dir, train_batches
@@ -286,6 +287,7 @@ try:
 except (LookupError, ValueError) as e:
     die(str(e))
 if compile:
+    parallel._run = torch.compiler.disable(parallel._run)
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
 

@@ -8,8 +8,9 @@ What a step sends, beside the least that it must send: bytes per rank of one tra
 The formulas stand in formula(), term by term: the least volume of the blocks, and beside it embedding, heads, the statistics of the
 cross-entropy, gradients of what is used on a part of the work, counts and the norm. b rows, s positions, h width, H width of the kv heads;
 d = dp * cp, t = tp, c = cp, e = ep. Each operation of each group must be equal to the byte, on every rank (printed for rank 0).
-The calls of torch.distributed that send must be as many as parallel.COMM was told of. P is what the units hold, padding included (their parameters
-are counted on paper too). With --zero a second table shows from the times of a dp2 run that the collectives of one unit are under way while another computes.
+The calls of torch.distributed that send must be as many as parallel.COMM was told of. P is what the units hold, padding included (their
+parameters are counted on paper too). With --zero a second table shows from the times of a dp2 run that the collectives of one unit are
+under way while another computes.
 """
 import json, sys, time
 from collections import Counter
@@ -43,7 +44,8 @@ def config(kind):
 def formula(l, cfg, mesh, layers, batches, routed, units):
     """
     [(operation, group, term, bytes that this rank sends)]. layers: those of this rank's stage; batches: its microbatches; routed: of every
-    MoE layer and microbatch, (tokens that this rank sends to others, tokens that others send here). units: (where, sums, padded length, parameters).
+    MoE layer and microbatch, (tokens that this rank sends to others, tokens that others send here). units: (where, sums, padded length,
+    parameters).
     """
     t, c, d, p, e, M = l['tp'], l['cp'], l['dp'] * l['cp'], l['pp'], l['ep'], len(batches)
     C, L, W, kv, hd, b = cfg.n_embd, len(layers), cfg.flow_width, cfg.n_kv_head * cfg.hd, cfg.hd, MICRO
@@ -67,9 +69,11 @@ def formula(l, cfg, mesh, layers, batches, routed, units):
         if l['zero'] == 0 or size == 1:
             out += [('all_reduce', name, f'2(d-1)/d {P}', 2 * part)]
         else:
-            reads = 2 if where[0] == 'b' or where == 'heads' else 1            # embeddings and the softmax head are not read by the backward pass
+            # embeddings and the softmax head are not read by the backward pass
+            reads = 2 if where[0] == 'b' or where == 'heads' else 1
             out += [('reduce_scatter', name, f'{"(d-1)/d" if l["zero"] == 1 else "M(d-1)/d"} {P}', part * (1 if l['zero'] == 1 else M)),
-                    ('all_gather', name, f'M(d-1)/d {P}, twice where the backward pass reads them' if l['zero'] == 3 else f'(d-1)/d {P}', part * (M * reads if l['zero'] == 3 else 1))]
+                    ('all_gather', name, f'M(d-1)/d {P}, twice where the backward pass reads them' if l['zero'] == 3 else f'(d-1)/d {P}',
+                     part * (M * reads if l['zero'] == 3 else 1))]
         out += [('all_reduce', g, 'gradients of what is used on a part', twice * n // (size if l['zero'] else 1)) for g in sums[1:]]
     out += [('all_reduce', 'world', 'the norm', 2 * (mesh.world.size - 1) / mesh.world.size)]
     if l['sp']:
@@ -133,7 +137,10 @@ def worker(rank, l):
 
 
 def overlap(rank, stage):
-    """One step of dp2 -> [(what, unit, begin, end)]: 'gather' and 'reduce' from issue to wait, 'wait' the wait itself, 'forward' and 'backward' of each part."""
+    """
+    One step of dp2 -> [(what, unit, begin, end)]: 'gather' and 'reduce' from issue to wait, 'wait' the wait itself, 'forward' and
+    'backward' of each part.
+    """
     torch.set_num_threads(1)
     cfg = ModelConfig(vocab_size=364, n_layer=4, n_head=4, n_embd=256, flow_width=64, flow_depth=1)
     mesh, log, issued = make_mesh(dp=2), [], {}
@@ -172,13 +179,17 @@ def overlap(rank, stage):
 
 
 def show_overlap(stage):
-    """A line per collective of a block; whether each was under way while another block computed (but for the first gather and the last reduction)."""
+    """
+    A line per collective of a block; whether each was under way while another block computed (but for the first gather and the last
+    reduction).
+    """
     log = ranks(2, overlap, stage)[0]
     print(f'\nZeRO-{stage}, dp2, rank 0: {"":9s} {"issued, ms":>10s} {"waited for":>10s} {"for, ms":>8s}  meanwhile')
     hidden = total = 0
     for what, unit, a, b in sorted((x for x in log if x[0] in ('gather', 'reduce') and x[1][0] == 'b'), key=lambda x: x[2]):
         wait = next(e - s for k, u, s, e in log if k == 'wait' and u == unit and s == b)
-        meanwhile = [f'{k} {u}' for k, u, s, e in log if k in ('forward', 'backward') and s < b - .05 and e > a + .05 and u != unit.partition('[')[0]]
+        meanwhile = [f'{k} {u}' for k, u, s, e in log if k in ('forward', 'backward') and s < b - .05 and e > a + .05
+                     and u != unit.partition('[')[0]]
         total, hidden = total + 1, hidden + bool(meanwhile)
         print(f'{what:7s} {unit:22s} {a:10.1f} {b:10.1f} {wait:8.2f}  {", ".join(meanwhile)}')
     return hidden, total
@@ -187,7 +198,8 @@ def show_overlap(stage):
 def strip(mesh):
     """A mesh without its process groups, so that it can travel."""
     from dataclasses import fields, replace
-    return replace(mesh, host=None, **{f.name: replace(g, pg=None) for f in fields(mesh) if isinstance(g := getattr(mesh, f.name), parallel.Group)})
+    return replace(mesh, host=None, **{f.name: replace(g, pg=None) for f in fields(mesh)
+                                       if isinstance(g := getattr(mesh, f.name), parallel.Group)})
 
 
 def job(rank, l):
@@ -225,6 +237,7 @@ if __name__ == '__main__':
     shown = {}
     for z in sorted(set(zero.split(',')) & {'1', '2', '3'}):
         shown[z] = hidden, total = show_overlap(int(z))
-        good &= hidden >= total - (3 if z == '3' else 2)      # the first gather, the last reduction; ZeRO-3: the last block's gather for backward
+        # the first gather, the last reduction; ZeRO-3: the last block's gather for backward
+        good &= hidden >= total - (3 if z == '3' else 2)
     print(json.dumps(dict(bench='comm', ok=good, overlapped=shown, layouts=len(figures), bytes_per_rank=figures)))
     sys.exit(not good)

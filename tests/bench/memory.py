@@ -1,11 +1,13 @@
 """
-Bytes per rank beside the formulas: parameters, gradients, masters and moments at rest, what is gathered or reduced at most at one time, and activations.
+Bytes per rank beside the formulas: parameters, gradients, masters and moments at rest, what is gathered or reduced at most at one time, and
+activations.
 
     python tests/bench/memory.py                    about a minute on 2 cores
 
-State: bfloat16 with AdamW, every ZeRO stage over 1, 2 and 4 ranks, dense and with experts; equal to the byte. In use: the largest sum of gathered
-parameters (stage 3) and of whole gradients (stages 2 and 3) in a step, at most what two parts of the model need. Activations: what autograd holds
-between forward and backward pass, by model.count_activations, with and without recompute, tp and sp; within 2%. Masks and batches are not counted.
+State: bfloat16 with AdamW, every ZeRO stage over 1, 2 and 4 ranks, dense and with experts; equal to the byte. In use: the largest sum of
+gathered parameters (stage 3) and of whole gradients (stages 2 and 3) in a step, at most what two parts of the model need. Activations: what
+autograd holds between forward and backward pass, by model.count_activations, with and without recompute, tp and sp; within 2%. Masks and
+batches are not counted.
 """
 import json, sys
 from pathlib import Path
@@ -24,16 +26,21 @@ configure(globals())
 
 
 def config(moe=False, **kw):
-    return ModelConfig(vocab_size=364, n_layer=4, n_head=4, n_embd=width, flow_width=64, flow_depth=2, **(dict(n_expert=4, top_k=2) if moe else {}), **kw)
+    return ModelConfig(vocab_size=364, n_layer=4, n_head=4, n_embd=width, flow_width=64, flow_depth=2,
+                       **(dict(n_expert=4, top_k=2) if moe else {}), **kw)
 
 
 def batch(mesh, dtype, moe=False, micro=4):
-    b = toy.micros([toy.shards(toy.documents())], 0, rows=ROWS, micro=micro, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank, dtype=dtype, experts=moe)
+    b = toy.micros([toy.shards(toy.documents())], 0, rows=ROWS, micro=micro, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank, dtype=dtype,
+                   experts=moe)
     return [{**x, 'doc': torch.zeros_like(x['doc'])} for x in b]               # one document per row: no mask
 
 
 def state(rank, d, stage, moe):
-    """-> bytes at rest by kind, the most in use at once, padded parameters of this rank: in all, outside groups of one, of the largest two parts."""
+    """
+    -> bytes at rest by kind, the most in use at once, padded parameters of this rank: in all, outside groups of one, of the largest two
+    parts.
+    """
     torch.set_num_threads(1)
     mesh = make_mesh(dp=d, ep=2 if moe and d > 1 else 1)
     models = build(config(moe), mesh, 7)
@@ -42,7 +49,8 @@ def state(rank, d, stage, moe):
 
     def look(u):
         live = sum(u.param.untyped_storage().nbytes() for u in opt.units if u.stage == 3)
-        live += sum(4 * u.n for u in opt.units if u.stage > 1 and u.sum is not None) + sum(4 * (u.n + u.w) for u in opt.flying if u.stage > 1)
+        live += sum(4 * u.n for u in opt.units if u.stage > 1 and u.sum is not None) + sum(4 * (u.n + u.w) for u in opt.flying
+                                                                                           if u.stage > 1)
         most[0] = max(most[0], live)
     for name in ('gather', 'add', 'reduce', 'land'):
         def new(u, *a, old=getattr(optim_zero.Unit, name)):
@@ -83,7 +91,9 @@ def held(rank, kw, recompute):
         model(b)
     for x in context[0].values():
         seen.pop(x.untyped_storage().data_ptr() if x is not None else 0, None)
-    paper = count_activations(cfg, ROWS, T, len(b['txt_i']), len(b['img_i']), *(len(b[k]) for k in ('aud_i', 'xin_img_i', 'xin_aud_i', 'rc_i')), b['img_t'].shape[1], recompute=recompute, tp=mesh.tp.size, sp=mesh.sp)
+    paper = count_activations(cfg, ROWS, T, len(b['txt_i']), len(b['img_i']),
+                              *(len(b[k]) for k in ('aud_i', 'xin_img_i', 'xin_aud_i', 'rc_i')), b['img_t'].shape[1], recompute=recompute,
+                              tp=mesh.tp.size, sp=mesh.sp)
     return sum(s.nbytes() for s in seen.values()), sum(paper.values())
 
 
@@ -98,14 +108,17 @@ if __name__ == '__main__':
                 paper, n = sum(n * each(k) for n, k in units), sum(n for n, _ in units)
                 bound = (sum(parts) * (2 if stage == 3 else 0) + (2 * sum(parts) * 4 if stage > 1 else 0))
                 good &= sum(rest.values()) == paper and most <= bound
-                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} ' + ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients', 'masters', 'moments'))
-                      + f' {sum(rest.values()) / n:10.3f} {paper / n:8.3f} {most:10,d} {bound:10,d}' + '  DIFFERS' * (sum(rest.values()) != paper or most > bound))
+                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} ' + ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients',
+                                                                                                                'masters', 'moments'))
+                      + f' {sum(rest.values()) / n:10.3f} {paper / n:8.3f} {most:10,d} {bound:10,d}'
+                      + '  DIFFERS' * (sum(rest.values()) != paper or most > bound))
     print(f'\n{"activations":24s} {"measured":>12s} {"formula":>12s}')
     for kw in (dict(), dict(tp=2), dict(tp=2, sp=True)):
         for recompute in (False, True):
             for rank, (got, paper) in enumerate(ranks(kw.get('tp', 1), held, kw, recompute)[:1]):
                 off = abs(got - paper) / paper
                 worst, good = max(worst, off), good and off <= 0.02
-                print(f'{" ".join(f"{k}={v}" for k, v in kw.items()) + " recompute" * recompute:24s} {got:12,d} {paper:12,d}  {off:.2%}' + '  DIFFERS' * (off > .02))
+                print(f'{" ".join(f"{k}={v}" for k, v in kw.items()) + " recompute" * recompute:24s} {got:12,d} {paper:12,d}  {off:.2%}'
+                      + '  DIFFERS' * (off > .02))
     print(json.dumps(dict(bench='memory', ok=good, worst_activations=round(worst, 4))))
     sys.exit(not good)

@@ -86,8 +86,9 @@ class safe_open:                              # a checkpoint of zeros, shapes by
     def __exit__(self, *args): pass
     def keys(self): return []
     def get_tensor(self, name):
-        C, F, kv = model['hidden_size'], model['intermediate_size'], model['num_key_value_heads'] * model['hidden_size'] // model['num_attention_heads']
-        return torch.zeros({'embed_tokens': (model['vocab_size'], C), 'q_proj': (C, C), 'k_proj': (kv, C), 'v_proj': (kv, C), 'o_proj': (C, C),
+        C, F, kv = model['hidden_size'], model['intermediate_size'], model['num_key_value_heads'] * model['hidden_size'] //
+        model['num_attention_heads'] return torch.zeros({'embed_tokens': (model['vocab_size'], C), 'q_proj': (C, C), 'k_proj': (kv, C),
+        'v_proj': (kv, C), 'o_proj': (C, C),
                             'gate_proj': (F, C), 'up_proj': (F, C), 'down_proj': (C, F)}.get(name.split('.')[-2], (C,)))
 
 def stand_in(name, **members):
@@ -136,11 +137,16 @@ def ours(layout, tmp, world=2, steps=steps):
     """-> [(step, loss, ms)]"""
     rows, micros, _ = LAYOUTS[layout]
     out = Path(tempfile.mkdtemp(dir=tmp))
-    flags = dict(dict(dp=1, tp=1, pp=1, cp=1), **{layout[:2]: world}, pp_schedule='1f1b', micro_rows=rows, block_size=BLOCK, tokens_per_step=ROWS * BLOCK,
-                 n_layer=MODEL['num_hidden_layers'], n_embd=MODEL['hidden_size'], ff=MODEL['intermediate_size'], n_head=MODEL['num_attention_heads'],
-                 n_kv_head=MODEL['num_key_value_heads'], rope_base=MODEL['rope_theta'], n_loc=MODEL['vocab_size'] - 288, act='swiglu', qk_norm=False,
-                 zero_init=False, softcap=0, z_loss=0, image=False, audio=False, muon=False, dtype='float32', device='cpu', dataset='shakespeare',
-                 tokenizer='bytes', input=tmp / f'{STEM}.txt', max_steps=steps, lr=1e-3, warmup=0, embed_lr=1, weight_decay=0.01, log_every=1, save_every=0,
+    flags = dict(dict(dp=1, tp=1, pp=1, cp=1), **{layout[:2]: world}, pp_schedule='1f1b', micro_rows=rows, block_size=BLOCK,
+                 tokens_per_step=ROWS * BLOCK,
+                 n_layer=MODEL['num_hidden_layers'], n_embd=MODEL['hidden_size'], ff=MODEL['intermediate_size'],
+                 n_head=MODEL['num_attention_heads'],
+                 n_kv_head=MODEL['num_key_value_heads'], rope_base=MODEL['rope_theta'], n_loc=MODEL['vocab_size'] - 288, act='swiglu',
+                 qk_norm=False,
+                 zero_init=False, softcap=0, z_loss=0, image=False, audio=False, muon=False, dtype='float32', device='cpu',
+                 dataset='shakespeare',
+                 tokenizer='bytes', input=tmp / f'{STEM}.txt', max_steps=steps, lr=1e-3, warmup=0, embed_lr=1, weight_decay=0.01,
+                 log_every=1, save_every=0,
                  eval_docs=1, skills=0, init_from='scratch', out_dir=out, compile=compile)
     flags = [f'--{k}={v}' for k, v in flags.items()]
     log = launch(f'ours, {layout},', sys.executable, ['train.py', *flags], ROOT, world)
@@ -163,11 +169,14 @@ def theirs(layout, tmp, as_is=False):
     (copy / 'hf_model' / 'toy').mkdir(parents=True)
     (copy / 'hf_model' / 'toy' / 'config.json').write_text('{}')               # so that it does not download one
     (copy / 'config.json').write_text(json.dumps(dict(
-        distributed=dict(dict(dp_size=1, tp_size=1, pp_size=1, cp_size=1), **{f'{layout[:2]}_size': 2}, pp_engine='1f1b', backend='gloo', use_cpu=True),
+        distributed=dict(dict(dp_size=1, tp_size=1, pp_size=1, cp_size=1), **{f'{layout[:2]}_size': 2}, pp_engine='1f1b', backend='gloo',
+                         use_cpu=True),
         model=dict(name='toy', use_fused_adam=True),
-        training=dict(seed=1, learning_rate=1e-3, total_train_steps=steps, seq_length=BLOCK, micro_batch_size=rows, gradient_accumulation_steps=micros, max_tokens=None),
+        training=dict(seed=1, learning_rate=1e-3, total_train_steps=steps, seq_length=BLOCK, micro_batch_size=rows,
+                      gradient_accumulation_steps=micros, max_tokens=None),
         dataset=dict(name='toy', num_workers=0, num_proc=1), checkpoint=dict(save_dir='ckpt', save_frequency=10 * steps, load_path=''),
-        logging=dict(use_wandb=False), environment=dict(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', FLASH_ATTEN='0', HF_TOKEN=''))))
+        logging=dict(use_wandb=False), environment=dict(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', FLASH_ATTEN='0',
+                                                        HF_TOKEN=''))))
     log = launch(f'peer, {layout},', python or sys.executable, ['peer.py', '--config=config.json'], copy)
     found = re.findall(r'Step: (\d+) .*?Loss: *([\d.]+) .*?Tokens/s: *([\d.]+)([KM]?) ', log)
     return [(int(i), float(loss), 1000 * ROWS * BLOCK / (float(rate) * {'': 1, 'K': 1e3, 'M': 1e6}[unit])) for i, loss, rate, unit in found]
@@ -222,4 +231,5 @@ if not peer:
 for row in table.values():
     row['ratio'] = round(row['peer_ms'] / row['ms'], 3)
 print('\nThe machine was busy: runs of one script differ, repeat this when it is idle.\n' if spread > 1.15 else '')
-finish(all(r['ratio'] >= target for r in table.values()), steps=steps, cpus=os.cpu_count(), params=max(sizes), spread=round(spread, 2), layouts=table)
+finish(all(r['ratio'] >= target for r in table.values()), steps=steps, cpus=os.cpu_count(), params=max(sizes), spread=round(spread, 2),
+       layouts=table)

@@ -3,8 +3,8 @@ Idle time of the pipeline schedules, measured: a stage that does nothing but mul
 
     python tests/bench/pipeline.py                  2 processes, 8 microbatches, about 15 seconds on 2 idle cores
 
-idle = wall time - CPU time of the thread that computes, mean over the ranks, of the fastest of several runs in turn (what else the machine does, and
-fresh pages, only add time); in theory at the measured F, B and W beside it. Interleaved has
+idle = wall time - CPU time of the thread that computes, mean over the ranks, of the fastest of several runs in turn (what else the machine
+does, and fresh pages, only add time); in theory at the measured F, B and W beside it. Interleaved has
 two chunks per rank, each half as deep. Target: zbh1 < interleaved or 1f1b < gpipe. In theory 1f1b idles as long as gpipe: its gain is
 memory, the peak of live activations, which is printed too.
 """
@@ -72,7 +72,8 @@ if __name__ == '__main__':
         got = [results.get() for _ in procs]
         for p in procs:
             p.join()
-    best = {name: min((got[0][i][1], sum(rank[i][2] for rank in got) / pp) for i in range(len(got[0])) if got[0][i][0] == name) for name, _ in KINDS}
+    best = {name: min((got[0][i][1], sum(rank[i][2] for rank in got) / pp) for i in range(len(got[0])) if got[0][i][0] == name) for name,
+            _ in KINDS}
     wall, idle = {k: b[0] for k, b in best.items()}, {k: b[1] for k, b in best.items()}
     unit = (wall['gpipe'] - idle['gpipe']) / (3 * m)                   # F = B = W: three products of one size
     print(f'{"schedule":12s} {"wall ms":>8s} {"idle ms":>8s} {"theory ms":>10s} {"live activations":>17s}')

@@ -666,13 +666,16 @@ def export(path, file):
     text = json.dumps(head).encode()
     text += b' ' * (-len(text) % 8)
     tmp = Path(f'{file}.tmp')
-    with open(tmp, 'wb') as f:
-        f.write(len(text).to_bytes(8, 'little') + text)
-        for n in names:
-            f.write(ck.full(n).contiguous().view(-1).view(torch.uint8).numpy().data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(tmp, file)
+    try:
+        with open(tmp, 'wb') as f:
+            f.write(len(text).to_bytes(8, 'little') + text)
+            for n in names:
+                f.write(ck.full(n).contiguous().view(-1).view(torch.uint8).numpy().data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(tmp, file)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

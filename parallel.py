@@ -72,13 +72,14 @@ def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode=
             (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp, f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
              + ', '.join(str(i) for i in range(1, world + 1) if ff % i == 0 and flow_width % i == 0 and not (n_expert and shared_ff % i))),
             (pp * v > n_layer, f'pp={pp} (times {v} chunks) exceeds n_layer={n_layer}: use pp up to {n_layer // v}'),
+            (v > 1 and pp == 1, f'pp_chunks={v} without a pipeline: use pp=2 or more, or pp_chunks=1'),
             (ep > 1 and not n_expert, f'ep={ep} without experts: set n_expert, or ep=1'),
             (n_expert and n_expert % ep, f'ep={ep} does not divide n_expert={n_expert}: use ep of {divisors(n_expert)}'),
             ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
             (cp > 1 and T % (2 * cp), f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
             ((sp or n_expert) and T // cp % tp, f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
             (zero not in (0, 1, 2, 3), f'zero={zero}: use 0, 1, 2 or 3'),
-            (zero_shard and (not zero or dp * cp % zero_shard), f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
+            (zero_shard and (not zero or zero_shard < 0 or dp * cp % zero_shard), f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
             (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
             (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
             (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp), f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '

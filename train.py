@@ -8,7 +8,7 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
 import ctypes, json, math, os, resource, shutil, signal, subprocess, sys, threading, time
-from collections import deque
+from collections import Counter, deque
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -229,7 +229,7 @@ try:
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
 step, best, bad, resumed, saved = 0, math.inf, 0, None, True
-shift, recent = 0, deque(maxlen=100)               # batches that rollbacks have skipped; the last losses
+shift, recent, returns = 0, deque(maxlen=100), Counter()    # batches that rollbacks have skipped; the last losses; rollbacks to each checkpoint
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 
 def load(path, weights_only=False):
@@ -271,7 +271,7 @@ try:
             say(f'going on from {path}')
             break
         resumed = None
-        say(f'{error or path + ": damaged"}; trying the one before')
+        say(f'{error or f"{path}: another rank cannot read it"}; trying the one before')
     if there and not resumed:
         raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
     old = [*checkpoints(out_dir), *Path(out_dir).glob('best')] if init_from == 'scratch' and master else []
@@ -379,24 +379,26 @@ def write(name, tensors, meta):
         say(f'an old checkpoint could not be removed: {e}')
     return True
 
-writing = []                                       # the thread that writes, and what it says in the end
+writing = []                                       # the thread that writes, and then whether it has
 
 def finish_saving():
     """Wait for the thread; whether its checkpoint is on disk."""
-    if writing:
-        writing[0].join()
-    return writing.pop() if len(writing) > 1 else True
+    for thread in writing[:1]:
+        thread.join()
+    ok = writing[1:] == [True] or not writing
+    writing.clear()
+    return ok
 
 def save(name=None):
-    """A checkpoint of the present step; in the background: whether the one before it was written."""
-    ok = finish_saving()
+    """A checkpoint of the present step -> whether it is on disk; in the background: finish_saving() says it."""
+    finish_saving()
     meta = dict(step=step, best=best, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
     if not save_background:
         return write(name, state(saving=True), meta)
     held = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in state(saving=True)]
     writing[:] = [threading.Thread(target=lambda: writing.append(write(name, held, meta)))]
     writing[0].start()
-    return ok
+    return True
 
 stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
@@ -415,17 +417,28 @@ def batches():
                          dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
 
 def roll_back(why):
-    """To the newest checkpoint, past the batches since; whether there was one."""
+    """To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be no way out."""
     global loader, shift
     finish_saving()
-    there, at = checkpoints(out_dir), step + shift + 1
-    if there and spike_rollback:
-        load(there[0])
-        shift = at - step
-        say(f'{why}: back to step {step}, from {there[0]}, and past the batches since')
-        loader.close()
-        loader = batches()
-    return bool(there and spike_rollback)
+    there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1
+    for path in there:
+        if returns[path.name] == 3:
+            return False
+        try:
+            error = load(path) and None
+        except (ValueError, LookupError) as e:
+            error = e
+        if everywhere(error is None):
+            returns[path.name] += 1
+            shift = at - step
+            say(f'{why}: back to step {step}, from {path}, and past the batches since')
+            loader.close()
+            loader = batches()
+            return True
+        say(f'{error or f"{path}: another rank cannot read it"}; trying the one before')
+    if there:
+        die(f'{why}: {error or path}; there is no checkpoint before it to go back to')
+    return False
 
 def product_peak():
     """Operations per second of this process in one large matrix product of the compute type: what mfu is a fraction of."""

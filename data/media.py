@@ -51,8 +51,9 @@ def read(src):
         name = repr(str(src))
         try:
             check(Path(src).is_file(), f'{name}: no such file')
-            check(Path(src).stat().st_size < 1 << 30, f'{name}: over 1 GiB is too long')
-            data = Path(src).read_bytes()
+            size = Path(src).stat().st_size
+            check(size < 1 << 30, f'{name}: over 1 GiB is too long')
+            data = Path(src).read_bytes() if size else b''          # files of /proc without a size may block, or have no end
         except (OSError, TypeError) as e:
             raise BadInput(f'{name}: cannot be read ({type(e).__name__})') from None
     check(data, f'{name}: empty')
@@ -73,9 +74,10 @@ def load_image(src, max_patches=64, max_side=63):
                 im.verify()                           # checksums; Pillow wants the file opened again after it
             im = ImageOps.exif_transpose(fresh())
             if im.mode[0] in 'IF':                    # 16 bits and floats: Pillow would clip them, not scale
-                a = np.nan_to_num(np.asarray(im, np.float64))
-                a = a / 257 if im.mode[0] == 'I' else a * 255 if a.max() <= 1 else a
-                im = Image.fromarray(np.clip(np.rint(a), 0, 255).astype(np.uint8))
+                a = np.array(im, np.float32)          # in place from here on: it may be large
+                np.nan_to_num(a, copy=False)
+                a *= np.float32(1 / 257 if im.mode[0] == 'I' else 255 if a.max() <= 1 else 1)
+                im = Image.fromarray(np.clip(np.rint(a, out=a), 0, 255, out=a).astype(np.uint8))
             im = im.convert('RGBA' if im.has_transparency_data else 'RGB')
             # the grid: for each h two widths about the right one; the nearest shape wins, then the nearest area
             aspect, area = im.width / im.height, min(im.width * im.height / PATCH ** 2, max_patches)
@@ -96,8 +98,9 @@ def load_audio(src, max_seconds=600):
     """Path or bytes of a WAV (PCM of 8 to 32 bits, or float; any rate and channels) -> float32 (n,) at 8 kHz, mono."""
     data, name = read(src)
     check(data[:4] == b'RIFF' and data[8:12] == b'WAVE', f'{name}: not a WAV file (ffmpeg -i FILE out.wav makes one)')
-    chunks, at = {}, 12
-    while at + 8 <= len(data) and b'data' not in chunks:
+    chunks, at, left = {}, 12, 1000                   # chunks at most: zeros, too, read as chunks
+    while at + 8 <= len(data) and b'data' not in chunks and left:
+        left -= 1
         kind, size = struct.unpack_from('<4sI', data, at)
         chunks[kind] = data[at + 8:at + 8 + size]
         check(len(chunks[kind]) == size, f'{name}: truncated: {size} bytes announced, {len(chunks[kind])} there')
@@ -114,6 +117,7 @@ def load_audio(src, max_seconds=600):
     check(1 <= rate <= 768000, f'{name}: a rate of {rate} Hz')
     n = len(pcm) // align
     check(0 < n <= rate * max_seconds, f'{name}: {n} samples at {rate} Hz: none, or longer than {max_seconds} s')
+    check(n * channels <= 1 << 26, f'{name}: {n} samples of {channels} channels are too many: make it mono, or its rate lower')
     raw = np.frombuffer(pcm, np.uint8, n * align).reshape(-1, width)
     if tag == 3:
         check(np.isfinite(raw.view(f'<f{width}')).all(), f'{name}: samples that are not finite')
@@ -125,6 +129,8 @@ def load_audio(src, max_seconds=600):
 def resample(x, rate, to=RATE, zeros=32, roll=.94, beta=9.):
     """(n,) at rate Hz -> float64 (ceil(n * to / rate),) at `to` Hz: a sinc cut at roll * the lower Nyquist frequency,
     under a Kaiser window of `zeros` zero crossings a side. Its weights repeat every to/gcd outputs: a row for each."""
+    if rate > 48000:                                  # 191999 Hz is taken for 192000: its table would be endless
+        rate = round(rate, -2)
     up, down = to // np.gcd(rate, to), rate // np.gcd(rate, to)
     if up == down:
         return x

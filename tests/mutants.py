@@ -2,18 +2,19 @@
 The bugs that this field makes silently, put back one at a time: does a test go red?
 
     python tests/mutants.py                  about 6 minutes on 2 cores
-    python tests/mutants.py --only=cp        those whose name has it
+    python tests/mutants.py --only=cp        those whose name has it;  --number=9: those with this number
 
 Each mutant is one substitution in a copy of the repository (the text must occur exactly once), and the tests that should notice: layouts of
 tests/grid.py, or a pytest file and expression. The same tests are run without any mutant first, and must be green. The numbers are those of
 the list of silent bugs that the tests were written against. Caught means that a comparison failed, or that a rank crashed or hung until its
 time was up; a mutant that does not even load counts as missed.
 """
-import json, os, shutil, subprocess, sys, tempfile, time
+import json, multiprocessing, os, runpy, shutil, sys, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SERVER = multiprocessing.get_context('forkserver')
 LIMIT = 240      # seconds for the tests of one mutant; those in which all processes are stopped do not count
 
 # (number, name, file, tests, old text, new text); tests: layouts of the grid; 'muon: ...' with that optimizer; 'pytest: FILE EXPRESSION'
@@ -22,8 +23,8 @@ MUTANTS = [
      'return (w * (out[0] + z_loss * out[1].square())).sum(), nll',
      'return (w * (out[0] + z_loss * out[1].square())).sum() / (w > 0).sum().clamp(min=1), nll'),
     (1, 'each data-parallel rank divides by its own count', 'train.py', 'pytest: tests/test_parallel.py train_py and dp',
-     'device=device), mesh.dp).tolist()',
-     'device=device), mesh.cp).tolist()'),
+     'device=device), mesh.world).tolist()\n    counts = [c / (tp * pp * cp) for c in counts]',
+     'device=device), mesh.cp).tolist()\n    counts = [c / cp for c in counts]'),
     (1, 'each microbatch divides by its own count', 'train.py', 'pytest: tests/test_parallel.py train_py and micro',
      "b[f'{k}_w'] *= w / max(c, 1)",
      "b[f'{k}_w'] *= w / max(len(micros) * mesh.dp.size * float(b[f'{k}_w'].sum()), 1)"),
@@ -54,26 +55,32 @@ MUTANTS = [
     (8, 'cp: rotary positions in order on a later stage', 'model.py', 'dense pp2 cp2 1f1b ring',
      "b['pos'][:, :, None, None].float()",
      "(b['pos'] if self.first else b['pos'].sort(1)[0])[:, :, None, None].float()"),
-    (9, 'cp: queries of a kv head not summed', 'parallel.py', 'dense cp2 ring',
-     '(dsc.transpose(-1, -2) @ qs).to(wide).sum(2)',
-     '(dsc.transpose(-1, -2) @ qs).to(wide)[:, :, 0]'),
+    (9, 'cp: queries of a kv head not summed', 'parallel.py', 'pytest: tests/test_parallel.py ring_merges',
+     'wide(ds.transpose(-1, -2) @ q5).sum(2)',
+     'wide(ds.transpose(-1, -2) @ q5)[:, :, 0]'),
     (9, 'cp: outputs merged by the maximum', 'parallel.py', 'dense cp2 ring',
-     'torch.logaddexp(lse[..., rows, :], l)',
-     'torch.maximum(lse[..., rows, :], l)'),
+     'torch.logaddexp(lse[:, :, rows], l)',
+     'torch.maximum(lse[:, :, rows], l)'),
     (9, 'cp: gradients of K and V do not come home', 'parallel.py', 'dense cp2 ring',
-     '        own += dkv_in\n',
-     '        own += 0 * dkv_in\n'),
-    (9, 'cp: merged in the compute type', 'parallel.py', 'pytest: tests/test_parallel.py float32',
-     'nkv, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)',
-     'nkv, wide = k.shape[1], q.dtype'),
-    (9, 'cp: rows with nothing to attend in a block', 'parallel.py', 'dense cp4 ring',
-     '(sc - l.clamp(min=-1e30)).exp()',
-     '(sc - l).exp()'),
+     '        own += coming\n',
+     '        own += 0 * coming\n'),
+    (9, 'cp: merged in the compute type', 'parallel.py', 'pytest: tests/test_parallel.py ring_merges',
+     'return o.to(s.dtype).view(B, nh, T, hd), l.view(B, nh, T, 1)',
+     'return o.to(q.dtype).view(B, nh, T, hd), l.to(q.dtype).view(B, nh, T, 1)'),
+    (9, 'cp: rows with nothing to attend in a block', 'parallel.py', 'pytest: tests/test_parallel.py ring_merges',
+     '(s - l.clamp(min=-1e30)).exp()',
+     '(s - l).exp()'),
+    (9, "cp: the kernel's word on rows with nothing to attend", 'parallel.py', 'dense cp4 ring',
+     "l.masked_fill((mask.amax(-1) < 0)[:, None], float('-inf'))",
+     'l'),
+    (9, 'cp: gradients of the ranks behind are left out', 'parallel.py', 'dense cp4 ring',
+     '                    new += coming\n',
+     '                    new += 0 * coming\n'),
     (9, 'cp: a block is used before it is there', 'parallel.py', 'dense cp2 ring',
      'for w in work:\n            w.wait()',
      'for w in work[:0]:\n            w.wait()'),
     (9, 'cp: gradients on their way summed in the compute type', 'parallel.py', 'pytest: tests/test_parallel.py ring_merges',
-     'new = torch.zeros(kv.shape, dtype=wide,',
+     'new = torch.zeros(kv.shape, dtype=out.dtype,',
      'new = torch.zeros(kv.shape, dtype=kv.dtype,'),
     (10, 'cp: documents see each other across chunks', 'parallel.py', 'dense cp2 ring',
      'ok = (doc[:, rows, None] == doc[:, None, cols]) & ',
@@ -97,8 +104,8 @@ MUTANTS = [
      'tp, r, dt = mesh.tp.size, mesh.tp.rank, x.dtype',
      'tp, r, dt = 1, 0, x.dtype'),
     (14, 'tp: the wrong kv head where heads are fewer', 'parallel.py', 'dense tp4',
-     'g.rank * kv // g.size * n, n',
-     'g.rank % kv * n, n'),
+     'r * kv // g.size * n, n',
+     'r % kv * n, n'),
     (14, 'tp: copies of a kv head not summed', 'parallel.py', 'dense tp4',
      "sums, copies = ('dpcp', 'kv'), mesh.dpcp.size * mesh.kv.size",
      "sums, copies = ('dpcp',), mesh.dpcp.size * mesh.kv.size"),
@@ -121,8 +128,8 @@ MUTANTS = [
      'all_reduce(dy.clone(memory_format=torch.contiguous_format), ctx.g), None',
      'all_reduce(dy.contiguous(), ctx.g).mul_(1), None'),
     (17, 'tp: gate and up sliced as one', 'parallel.py', 'tied tp2',
-     'enumerate(parts or (shape[tp],))',
-     'enumerate((shape[tp],))'),
+     'for rows in parts or (shape[tp],):',
+     'for rows in (shape[tp],):'),
     (18, 'tp: share of the payloads not summed', 'model.py', 'dense tp2',
      'self.image_in = param(mesh, C, D, std=D ** -0.5, partial=True)',
      'self.image_in = param(mesh, C, D, std=D ** -0.5)'),
@@ -147,36 +154,135 @@ MUTANTS = [
     (23, 'ep: balancing counts of one tp rank', 'train.py', 'pytest: tests/test_parallel.py train_py and tp',
      'all_reduce(m.load.sum(0), mesh.stage)',
      'all_reduce(m.load.sum(0), mesh.dpcp)'),
+    (23, 'recompute counts the load again', 'model.py', 'pytest: tests/test_zero.py recompute_has and moe',
+     "{**c, 'kind': None}",
+     'c'),
+    (20, 'recompute sees other documents', 'model.py', 'pytest: tests/test_zero.py recompute_has and dense',
+     "{**c, 'kind': None}",
+     "{**c, 'kind': None, 'mask': c['mask'].triu(-8)}"),
+    (35, 'pp: recompute makes what W is to make', 'model.py', 'pytest: tests/test_zero.py recompute_leaves',
+     'before, mesh.queue_dw = mesh.queue_dw, queue',
+     'before = mesh.queue_dw'),
+    (35, 'pp: recompute leaves the queue open', 'model.py', 'pytest: tests/test_zero.py recompute_leaves',
+     '        mesh.queue_dw = before\n',
+     ''),
     (24, 'an expert without tokens has no gradient', 'parallel.py', 'pytest: tests/test_parallel.py experts and two',
      'F.linear(act(F.linear(xe, w1[i])), w2[i]) for',
      'F.linear(act(F.linear(xe, w1[i])), w2[i]) if len(xe) else xe for'),
     (26, 'the router has no gradient through the gates', 'model.py', 'pytest: tests/test_model.py experts',
      'gate = score.gather(1, top)',
      'gate = score.detach().gather(1, top)'),
-    (27, 'norm counts replicated elements again', 'optim_zero.py', 'dense dp2',
-     'total += torch.dot(g, g) / u.params[at].spec.copies',
-     'total += torch.dot(g, g)'),
+    (27, 'norm counts replicated elements again', 'optim_zero.py', 'dense tp2',
+     'torch.dot(u.own[s], u.own[s]) / copies',
+     'torch.dot(u.own[s], u.own[s])'),
     (27, 'norm counts the tied embedding twice', 'parallel.py', 'tied pp2 1f1b',
      "sums + ('ends',), copies * 2",
      "sums + ('ends',), copies"),
     (27, 'each stage clips by its own norm', 'optim_zero.py', 'dense pp2 1f1b',
-     'all_reduce(total, self.mesh.world)',
-     'all_reduce(total, self.mesh.stage)'),
+     'torch.cat((total.double(), more)), self.mesh.world)',
+     'torch.cat((total.double(), more)), self.mesh.stage)'),
     (27, 'a rank skips a bad step alone', 'optim_zero.py', 'pytest: tests/test_parallel.py finite',
      'if math.isfinite(norm):',
      'if all(bool(u.grad.isfinite().all()) for u in self.units):'),
+    (27, 'norm counts the copies of a kv head again', 'parallel.py', 'dense tp4',
+     "sums, copies = ('dpcp', 'kv'), mesh.dpcp.size * mesh.kv.size",
+     "sums, copies = ('dpcp', 'kv'), mesh.dpcp.size"),
+    (27, 'norm counts the copies of a shard again', 'optim_zero.py', 'moe dp4 shard2 zero1',
+     'p.spec.copies // u.group.size)',
+     'p.spec.copies // u.group.size // u.then[0].size)'),
+    (27, 'norm of the first shard on every rank', 'optim_zero.py', 'dense dp2',
+     'torch.dot(u.own[s], u.own[s])',
+     'torch.dot(u.due[s], u.due[s])'),
+    (27, 'ZeRO-0: only the own shard is clipped', 'optim_zero.py', 'muon: dense dp2',
+     'torch._foreach_mul_([u.due for u in self.units]',
+     'torch._foreach_mul_([u.own for u in self.units]'),
     (28, 'Muon on slices', 'optim_zero.py', 'muon: dense tp2',
-     "if p.spec.blocks and 'edp' not in p.spec.sums:",
-     "if p.spec.blocks and p.spec.parts and 'edp' not in p.spec.sums:"),
+     'o = orthogonalise(torch.stack([m for _, m in items]), dtype=self.dtype)',
+     'o = torch.stack([torch.cat([orthogonalise(m.narrow(x.dim, f, n)[None], dtype=self.dtype)[0] for f, n in x.cuts], x.dim) for x, m in items])'),
+    (28, 'Muon scaled by the shape of the slice', 'optim_zero.py', 'muon: dense tp2',
+     'o = o * max(1, rows / cols) ** 0.5',
+     'o = o * max(1, rows / (items[0][0].u.tp if items[0][0].dim == 0 else 1) / cols) ** 0.5'),
+    (28, 'Muon: slices in the order of tp, then shards', 'optim_zero.py', 'muon: dense dp2 tp2 zero1',
+     'flat = [next(got[k * x.u.tp + t]) for k, _, _ in x.pieces()]',
+     'flat = [next(got[t * (g.size // x.u.tp) + k]) for k, _, _ in x.pieces()]'),
+    (28, 'Muon: updates sent back to other ranks', 'optim_zero.py', 'muon: dense dp2 tp2 zero1',
+     'out[k * x.u.tp + t].append(flat[a - x.lo:b - x.lo])',
+     'out[t * (g.size // x.u.tp) + k].append(flat[a - x.lo:b - x.lo])'),
+    (28, 'Muon: a kv head is taken from each rank that holds it', 'optim_zero.py', 'muon: dense tp4',
+     'self.senders = [t for t, c in enumerate(cuts) if cuts.index(c) == t]',
+     'self.senders = list(range(len(cuts)))'),
+    (28, 'Muon: momentum of the shard, gradients of all', 'optim_zero.py', 'muon: dense dp2',
+     'self.runs, u, meet(a, b, *u.span), u.span[0], p.spec.kind)',
+     'self.runs, u, meet(a, b, u.lo, u.hi), u.span[0], p.spec.kind)'),
+    (28, 'Muon: keys and values as one matrix', 'optim_zero.py', 'pytest: tests/test_optim.py plain_implementation',
+     'for i, rows in enumerate(spec.parts or (spec.shape[0],)):',
+     'for i, rows in enumerate((spec.shape[0],)):'),
     (29, 'weight decay on everything', 'optim_zero.py', 'pytest: tests/test_optim.py decay',
      "weight_decay=self.wd if kind == 'matrix' else 0.0",
      'weight_decay=self.wd'),
+    (29, 'weight decay by the dimension of what is flat', 'optim_zero.py', 'pytest: tests/test_optim.py decay',
+     "self.wd if kind == 'matrix' else 0.0",
+     'self.wd if mine[0][0].master.dim() > 1 else 0.0'),
     (30, 'reduced before the last microbatch', 'optim_zero.py', 'dense dp2',
-     'u.pending = len(u.params) * micros',
-     'u.pending = len(u.params)'),
+     'u.left = len(u.params) * (micros if u.stage < 2 else 1)',
+     'u.left = len(u.params)'),
+    (30, 'ZeRO-1: sums of microbatches reduced again', 'optim_zero.py', 'dense dp2 zero1',
+     '(micros if u.stage < 2 else 1)',
+     '(micros if u.stage < 1 else 1)'),
+    (30, 'ZeRO-2: the last microbatch only', 'optim_zero.py', 'dense dp2 zero2',
+     'self.own.copy_(out) if self.stage == 1 else self.own.add_(out)',
+     'self.own.copy_(out)'),
+    (30, 'ZeRO-2: a reduction on its way is forgotten', 'optim_zero.py', 'pytest: tests/test_zero.py one_unit',
+     'while len(self.flying) > 1 and u.stage > 1 or u.moving:',
+     'while len(self.flying) > 1 and u.stage > 1:'),
+    (30, 'gradients of a part that was left out are not reduced', 'optim_zero.py', 'pytest: tests/test_zero.py one_unit',
+     'if u.sum is not None and not (u.done and u.stage < 2):',
+     'if u.sum is not None and u.stage < 2 and not u.done:'),
     (31, 'accumulated in the compute type', 'optim_zero.py', 'pytest: tests/test_optim.py masters or microbatches',
-     'p.main_grad.add_(p.grad)',
-     'p.main_grad.copy_(p.main_grad.to(p.grad.dtype) + p.grad)'),
+     'self.sum[self.slices[i]].view_as(p).add_(p.grad)',
+     '(s := self.sum[self.slices[i]].view_as(p)).copy_(s.to(p.grad.dtype) + p.grad)'),
+    (31, 'masters begin in the compute type', 'optim_zero.py', 'pytest: tests/test_zero.py masters',
+     'self.master = flat[slice(*self.span)].clone()',
+     'self.master = flat[slice(*self.span)].to(dtype).to(wide, copy=True)'),
+    (31, 'masters loaded from the compute type', 'optim_zero.py', 'pytest: tests/test_optim.py loaded_masters',
+     '        self.t = t\n        self.publish()',
+     '        self.t = t\n        self.publish()\n        for u in self.units:\n            u.master.copy_(u.shard)'),
+    (31, 'masters replaced by what is published', 'optim_zero.py', 'pytest: tests/test_optim.py masters_keep',
+     'to.copy_(u.master)',
+     'u.master.copy_(to.copy_(u.master))'),
+    (32, 'ZeRO-3: backward reads what was freed', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and recompute',
+     '        units, before = ctx.args\n        for u in units:\n',
+     '        units, before = ctx.args\n        for u in units[:0]:\n'),
+    (32, 'ZeRO-3: freed before the part has run', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and recompute',
+     '        grad = torch.is_grad_enabled()\n        y = f(',
+     '        for u in parts[i]:\n            u.free()\n        grad = torch.is_grad_enabled()\n        y = f('),
+    (32, 'ZeRO-3: freed by the backward pass before it ends', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and recompute',
+     '_Enter.apply(x, back[i]) if grad and torch.is_tensor(x)',
+     '_Enter.apply(x, back[i + 1] if i + 1 < len(back) else back[i]) if grad and torch.is_tensor(x)'),
+    (32, 'ZeRO-3: the embedding is freed while the head needs it', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and tied',
+     "'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}",
+     "'heads': {'heads', 'head'}"),
+    (32, 'gathers are not waited for', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and recompute',
+     '            self.coming.wait()\n',
+     ''),
+    (32, 'reductions are not waited for', 'optim_zero.py', 'pytest: tests/test_zero.py nothing_is_used and zbh1',
+     '            if handle:\n                handle.wait()\n',
+     ''),
+    (32, 'a shard is not published', 'optim_zero.py', 'dense dp2 zero1',
+     '                u.here = False\n                u.gather()',
+     '                u.here = u.stage == 1\n                u.gather()'),
+    (32, 'ZeRO-3: the weights of the step before', 'optim_zero.py', 'pytest: tests/test_zero.py masters_begin or moves and tied',
+     'to = u.param if u.stage == 0 else u.shard',
+     'to = u.shard'),
+    (32, 'hybrid: shards not summed over the nodes', 'optim_zero.py', 'moe dp4 shard2 zero1',
+     'self.then = [replica] + [getattr',
+     'self.then = [getattr'),
+    (32, "hybrid: experts summed over others' nodes", 'optim_zero.py', 'moe dp4 ep2 shard2 zero2',
+     '(mesh.eshard, mesh.ereplica) if expert',
+     '(mesh.eshard, mesh.replica) if expert'),
+    (32, 'hybrid: shards that do not lie side by side', 'parallel.py', 'pytest: tests/test_zero.py replicas',
+     'by_node = lists[\'dpcp\'].reshape(pp, tp, -1, n)',
+     'by_node = lists[\'dpcp\'].reshape(pp, tp, n, -1).transpose(2, 3)'),
     (33, 'pp: the tied embedding is not summed', 'parallel.py', 'tied pp2 1f1b',
      "sums, copies = sums + ('ends',), copies * 2",
      'sums, copies = sums, copies * 2'),
@@ -190,11 +296,59 @@ MUTANTS = [
      'return dy @ w, None, None',
      'return dy @ w, dy.flatten(0, -2).t() @ x.flatten(0, -2), None'),
     (37, 'pp: losses of the first stage only', 'train.py', 'pytest: tests/test_parallel.py train_py and pp',
-     'all_reduce(all_reduce(sums, mesh.pp), mesh.dpcp)',
-     'all_reduce(sums, mesh.dpcp)'),
+     'opt.step(lr * lr_at(step), sums / tp)',
+     'opt.step(lr * lr_at(step), sums / tp * (mesh.pp.rank == 0))'),
+    (37, 'tp: losses counted by every rank', 'train.py', 'pytest: tests/test_parallel.py train_py and tp',
+     'opt.step(lr * lr_at(step), sums / tp)',
+     'opt.step(lr * lr_at(step), sums)'),
     (39, 'every data-parallel rank reads the same rows', 'data/loader.py', 'pytest: tests/test_parallel.py train_py and dp',
      'range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp)',
      'range(rows // dp)'),
+    (39, 'the number of updates is lost on resume', 'train.py', 'pytest: tests/test_zero.py a_stop',
+     "opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])",
+     'opt.loaded(0)'),
+    (39, 'the balancing bias is lost on resume', 'train.py', 'pytest: tests/test_zero.py a_stop',
+     "ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))",
+     "ck.fill(x for x in state() if not x[0].startswith('buffer/'))"),
+    (39, 'the moments are lost on resume', 'train.py', 'pytest: tests/test_zero.py a_stop',
+     "ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))",
+     "ck.fill(x for x in state() if not x[0].startswith('exp_'))"),
+    (39, 'batches left out come back on resume', 'train.py', 'pytest: tests/test_zero.py spike_is_left_out and not rank',
+     "step, best, shift = (ck.meta.get(k, 0) for k in ('step', 'best', 'shift'))",
+     "step, best = (ck.meta.get(k, 0) for k in ('step', 'best'))"),
+    (39, 'the last losses are lost on resume', 'train.py', 'pytest: tests/test_zero.py only_reported',
+     "recent.extend(ck.meta.get('recent', ()))",
+     'None'),
+    (39, 'a rollback repeats the bad batch', 'train.py', 'pytest: tests/test_zero.py spike_is_left_out and not rank',
+     'step + shift + 1',
+     'step + shift'),
+    (39, 'one rank alone looks at the loss', 'train.py', 'pytest: tests/test_zero.py spike_on_one_rank',
+     'norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)',
+     'norm, _ = opt.step(lr * lr_at(step), sums / tp)\n    txt, img, aud = (sums / tp).tolist()'),
+    (39, 'the background writes what training has moved on', 'train.py', 'pytest: tests/test_zero.py background_writes',
+     "x.detach().to('cpu', copy=True)",
+     "x.detach().to('cpu')"),
+    (39, 'the start of an interval is ignored', 'optim_zero.py', 'pytest: tests/test_zero.py moves and tied',
+     "flat[e.get('start', 0):e.get('start', 0) + x.numel()] = x",
+     'flat[:x.numel()] = x'),
+    (39, 'the start of the interval to be filled is ignored', 'optim_zero.py', 'pytest: tests/test_zero.py moves and tied',
+     'reshape(-1)[start:start + x.numel()]',
+     'reshape(-1)[:x.numel()]'),
+    (39, "hybrid: experts' shards not written", 'optim_zero.py', 'pytest: tests/test_zero.py moves and moe',
+     'return mesh.ereplica.rank == 0',
+     'return mesh.replica.rank == 0'),
+    (39, 'hybrid: written by every node', 'optim_zero.py', 'pytest: tests/test_zero.py moves and dense',
+     "if mesh.replica.rank or (",
+     'if ('),
+    (39, 'pp: the tied embedding written by both ends', 'optim_zero.py', 'pytest: tests/test_zero.py moves and tied',
+     "or ('ends' in spec.sums and mesh.pp.rank)",
+     ''),
+    (17, 'keys and values put together in the wrong place', 'optim_zero.py', 'pytest: tests/test_zero.py moves and dense',
+     '                at += n\n        return out',
+     '        return out'),
+    (40, 'a restart meets the keys of the attempt before', 'parallel.py', 'pytest: tests/test_zero.py restart',
+     "store=dist.PrefixStore(f'attempt{os.environ.get(\"TORCHELASTIC_RESTART_COUNT\", 0)}', store)",
+     'store=store'),
     (41, 'patches predicted from themselves', 'data/loader.py', 'pytest: tests/test_loader.py literally',
      'where[nxt] - 1), out',
      'where[nxt]), out'),
@@ -229,36 +383,52 @@ def copy(to):
         shutil.copytree(part, to / part.name, ignore=skip) if part.is_dir() else shutil.copy(part, to)
 
 
+def work(root, script, argv):
+    """One run of the tests, in a process forked from one that has torch loaded, which saves more than a second each."""
+    os.setsid(), os.chdir(root)
+    out = os.open('out', os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1), os.dup2(out, 2)
+    sys.path[:] = [root] + [p for p in sys.path if p and not Path(p).is_relative_to(ROOT)]
+    sys.argv, sys.dont_write_bytecode, code = [script, *argv], True, 1
+    try:
+        if script == 'pytest':
+            import pytest
+            sys.exit(pytest.main(argv))
+        runpy.run_path(script, run_name='__main__')
+        code = 0
+    except SystemExit as e:
+        code = int(e.code or 0) if isinstance(e.code, int) or not e.code else print(e.code) or 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+
+
 def look(root, tests):
     """Run tests in a copy -> ('green' or 'red' or 'broken', what was seen)."""
     if tests.startswith('pytest: '):
         name, words = tests[8:].split(' ', 1)
-        cmd = ['-m', 'pytest', '-q', '-x', '--tb=line', '-p', 'no:cacheprovider', name, '-k', words]
+        cmd = 'pytest', ['-q', '-x', '--tb=line', '-p', 'no:cacheprovider', name, '-k', words]
     else:
-        cmd = ['tests/grid.py', f'--these={tests.removeprefix("muon: ")}', '--patience=40']
-        cmd += ['--optimizers=sgd,muon' if tests.startswith('muon: ') else '--optimizers=sgd']
-    with open(root / 'out', 'w+') as out:
-        p = subprocess.Popen([sys.executable, *cmd], cwd=root, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                             env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'})
-        for _ in range(LIMIT):                                # by the second: while we are stopped, so is the clock
-            try:
-                p.wait(1)
-                break
-            except subprocess.TimeoutExpired:
-                pass
-        try:
-            os.killpg(p.pid, 9)                               # what hangs, and what the tests left behind
-        except ProcessLookupError:
-            pass
-        p.wait()
-        out.seek(0)
-        lines = out.read().splitlines()
-    if p.returncode == 0:
+        cmd = 'tests/grid.py', [f'--these={tests.removeprefix("muon: ")}', '--patience=40', '--optimizers=sgd' + ',muon' * tests.startswith('muon: ')]
+    p = SERVER.Process(target=work, args=(str(root), *cmd))
+    p.start()
+    for _ in range(LIMIT):                                    # by the second: while we are stopped, so is the clock
+        p.join(1)
+        if p.exitcode is not None:
+            break
+    try:
+        os.killpg(p.pid, 9)                                   # what hangs, and what the tests left behind
+    except ProcessLookupError:
+        pass
+    p.join()
+    lines = (root / 'out').read_text(errors='replace').splitlines()
+    if p.exitcode == 0:
         return 'green', ''
     seen = [x for x in lines if ' hangs' in x or ' FAILED at ' in x or ' differ in ' in x]
     seen = (seen or [x for x in lines if 'Error' in x or x[:6] == 'FAILED'] or lines[-1:] or ['no end'])[0]
-    ended = p.returncode == 1 and (tests.startswith('pytest: ') or lines[-1][:1] == '{' or 'AssertionError' in lines[-1])
-    return 'red' if ended or p.returncode == -9 else 'broken', ' '.join(seen.split())[-80:]
+    ended = p.exitcode == 1 and lines and (tests.startswith('pytest: ') or lines[-1][:1] == '{' or 'AssertionError' in lines[-1])
+    return 'red' if ended or p.exitcode == -9 else 'broken', ' '.join(seen.split())[-80:]
 
 
 def trial(m, base, green):
@@ -275,8 +445,10 @@ def trial(m, base, green):
 
 
 if __name__ == '__main__':
-    only = dict(a.removeprefix('--').split('=', 1) for a in sys.argv[1:]).get('only', '')
-    todo, begin, bad = [m for m in MUTANTS if only in m[1]], time.time(), []
+    flags = dict(a.removeprefix('--').split('=', 1) for a in sys.argv[1:])
+    todo, begin, bad = [m for m in MUTANTS if flags.get('only', '') in m[1] and flags.get('number', str(m[0])) == str(m[0])], time.time(), []
+    os.environ.update(OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='1')
+    SERVER.set_forkserver_preload(['numpy', 'pytest', 'tiktoken', 'torch.multiprocessing'])
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(2) as pool:
         copy(base := Path(tmp))
         def clean(tests):

@@ -53,7 +53,12 @@ def ranks(world, work, *args):
             p.start()
         try:
             while len(out) < world:
-                assert any(queue._reader.poll(1) for _ in range(PATIENCE)), f'no answer in {PATIENCE} s: a rank hangs'
+                for _ in range(PATIENCE):
+                    if queue._reader.poll(1):
+                        break
+                    assert all((p.exitcode or 0) >= 0 for p in procs), 'a rank was killed by a signal'
+                else:
+                    raise AssertionError(f'no answer in {PATIENCE} s: a rank hangs')
                 rank, out[rank], error = queue.get()
                 assert error is None, error
             for p in procs:
@@ -411,7 +416,7 @@ def train(machine, name, *flags, world=1):  # noqa: F811
 
 @pytest.mark.parametrize('flags', [pytest.param('--micro_rows=1', id='micro'), pytest.param('--dp=2 --micro_rows=1', id='dp'),
                                    pytest.param('--tp=2 --sp=true --ep=2', id='tp'), pytest.param('--pp=2 --micro_rows=2', id='pp'),
-                                   pytest.param('--cp=2 --ep=2', id='cp')])
+                                   pytest.param('--cp=2 --ep=2', id='cp'), pytest.param('--dp=2 --zero=3 --recompute=true --save_background=true', id='zero')])
 def test_train_py_equals_one_process(machine, alone, flags):  # noqa: F811
     """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' bias in the checkpoint."""
     records, tensors = train(machine, flags.replace(' ', ''), *flags.split(), world=2 if '=2 ' in flags else 1)

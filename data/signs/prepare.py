@@ -1,0 +1,75 @@
+"""
+Warm start for `signs` (see task.py): thoughts that show the arithmetic, the format and two ways of thinking, but no persistence.
+
+    python data/signs/prepare.py                        # about 5 s; train.py does it by itself
+
+    <user>3,4,2=5<assistant><think>3+7+9x3+7-5</think>+-<eot>      careful: signs and values
+    <user>3,4,2=5<assistant><think>79x75</think>+-<eot>            brief: values alone, half as long
+    <user>3,4,2=5<assistant><think>79x</think>-+<eot>              gave up after a miss: the answer is a guess, right or wrong
+    <user>3,4,2=5<assistant>-+<eot>                                no thought: a guess
+
+Attempts are drawn at random, so some come twice. Most documents are impatient (after a miss they give up half of the time), some are
+patient, so that long thoughts were seen. Training documents are about training problems only, validation documents about held-out ones.
+"""
+import random
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import configure
+from data.codec import Codec
+from data.loader import shard_dir, write_shards
+from data.signs.task import problem
+from data.source import guard
+
+n_train = 60000  # documents
+n_val = 1500
+seed = 0
+levels = '2:1+3:3+4:2+5:2'  # digits and how often
+direct = 0.08  # part of the documents without a thought
+brief = 0.4  # of the others: values alone
+patient = 0.3  # of the others: give up rarely
+give_up, give_up_patient = 0.5, 0.08  # after a miss
+most = 100  # characters of a thought: then it gives up
+tokenizer = 'bytes'  # see data/codec.py
+n_loc = 64  # see data/codec.py
+out = ''  # folder; '': data/signs/shards-TOKENIZER
+
+def attempt(p, signs, style):
+    """-> (text, does it hit)."""
+    v, text = p['digits'][0], str(p['digits'][0]) if style == 'careful' else ''
+    for d, s in zip(p['digits'][1:], signs):
+        v = (v + d if s == '+' else v - d) % 10
+        text += (s if style == 'careful' else '') + str(v)
+    return text, v == p['target']
+
+def think(p, rng, style, stop):
+    """-> (thought, answer); gives up after a miss with probability `stop`."""
+    thought, draw = '', lambda: ''.join(rng.choice('+-') for _ in p['digits'][1:])
+    while True:
+        signs = draw()
+        text, hit = attempt(p, signs, style)
+        thought += text
+        if hit:
+            return thought, signs
+        thought += 'x'
+        if rng.random() < stop or len(thought) + len(text) > most:
+            return thought, draw()
+
+def document(i, split, codec):
+    """-> document i of a split: a list of segments."""
+    rng, sp = random.Random(f'signs/{seed}/{split}/{i}/document'), codec.sp
+    names, weights = zip(*(x.split(':') for x in levels.split('+')))
+    p = problem(i, int(rng.choices(names, [float(w) for w in weights])[0]), 'held' if split == 'val' else 'train')
+    start = [('ids', [sp['user']], 0), ('text', p['question'], 0), ('ids', [sp['assistant']], 0)]
+    if rng.random() < direct:
+        return start + [('text', ''.join(rng.choice('+-') for _ in p['digits'][1:])), ('ids', [sp['eot']])]
+    style, stop = 'brief' if rng.random() < brief else 'careful', give_up_patient if rng.random() < patient else give_up
+    thought, answer = think(p, rng, style, stop)
+    return start + [('ids', [sp['think']]), ('text', thought), ('ids', [sp['/think']]), ('text', answer), ('ids', [sp['eot']])]
+
+if __name__ == '__main__':
+    configure(globals())
+    with guard('signs'):
+        codec = Codec(tokenizer, n_loc)
+        docs = {s: (document(i, s, codec) for i in range(n)) for s, n in (('train', n_train), ('val', n_val))}
+        write_shards(out or shard_dir('signs', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))

@@ -1,0 +1,510 @@
+"""
+Reinforcement learning with verified rewards: rollouts by the engine of sample.py, policy gradient, pass@k on held-out and harder problems.
+
+    python train.py config/sft_signs.py                     the warm start: format and skill, no persistence
+    python rl.py config/rl_signs.py                         more of what the verifier likes; log, alarms, figures before and after
+    python rl.py config/rl_signs.py --max_steps=0           measures the warm start only
+    torchrun --standalone --nproc_per_node=4 rl.py config/rl_signs.py --dp=2 --tp=2
+
+A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps. An answer
+is the text behind the last </think>. The same command, started again, goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
+"""
+import json, math, os, random, signal, sys, time
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+import numpy as np
+import torch
+import torch.distributed as dist
+from configurator import configure
+from data.codec import Codec
+from data.loader import collate
+from model import ModelConfig, Muse, build
+from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
+from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
+from sample import generate, turn
+
+# -------- files
+init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
+out_dir = 'out-rl-signs'   # checkpoints, metrics.jsonl
+eval_every = 20            # steps; 0: only before and after
+eval_problems = 64         # distinct ones of each part
+last_problems = 256        # the same before and after
+eval_samples = 32          # of each
+save_every = 50            # steps; 0: only at the end
+keep_last = 2              # checkpoints
+# -------- task
+task = 'signs'             # data/NAME/task.py
+levels = '3'               # trained on; 3+4+5: in proportion to p (1 - p) of their solve rates p
+harder = '4'               # only evaluated
+# -------- rollouts
+prompts = 16               # groups per step that something can be learned from
+group = 16                 # rollouts of a problem
+rounds = 3                 # of sampling, to replace groups that are solved by all or by none
+max_new = 96               # tokens; a rollout without <eot> by then is truncated
+budget = False             # max_new was declared, so truncated is wrong; else it is not learned from, but stays in the baseline
+temperature = 1.0          # of sampling; the policy that is learned is the one at 1
+sample_rows = 256          # rollouts in lockstep
+# -------- reward
+lam = 0.0                  # up to so much of a right answer's reward goes for thinking long; 0: thinking is free
+lam_from = 0.8             # solve rate from which on
+lam_ramp = 50              # steps in which it rises
+len_ref = 0                # tokens that cost all of it; 0: max_new
+p_lo = 0.5                 # solve rate of the rest of the group below which thinking is free
+p_hi = 0.9                 # and above which it costs in full
+# -------- loss
+loss = 'clip'              # clip | cispo | gspo
+clip_low = 0.2             # of the ratio of new and old policy
+clip_high = 0.28
+tis = 2.0                  # most that the ratio of trainer and sampler may weigh
+kl = 0.0                   # weight of the divergence from the warm start
+std = False                # advantages divided by their standard deviation in the batch
+len_norm = 0               # tokens: the loss is a sum over tokens / (prompts * group * len_norm); 0: max_new
+epochs = 1                 # updates per batch of rollouts
+rescore = False            # old log-probabilities by the trainer, for one more pass; else by the sampler, which are the same: see `off`
+# -------- optimizer
+max_steps = 200
+lr = 1e-4
+muon = False               # matrices inside the blocks by Muon
+muon_lr = 2e-3
+head_lr = 1.0              # factors on lr by kind of parameter
+embed_lr = 1.0
+scalar_lr = 1.0
+warmup = 5                 # steps
+beta1 = 0.9
+beta2 = 0.95
+weight_decay = 0.0
+clip = 1.0                 # global gradient norm; 0: off
+# -------- guards
+min_skill = 0.95           # right steps in the thoughts of the warm start: below it RL loses more than it finds
+max_off = 0.05             # nats: mean difference of sampler and trainer at which it stops
+# -------- layout, under torchrun: dp * tp * pp * cp processes, as in train.py
+dp = 0                     # 0: what is left
+tp = 1
+sp = False
+pp = 1
+pp_schedule = '1f1b'       # gpipe | 1f1b | interleaved | zbh1
+pp_chunks = 1
+cp = 1
+cp_mode = 'ring'           # ring | allgather | ulysses
+ep = 1
+zero = 0
+zero_shard = 0
+recompute = False
+block_size = 128           # positions of a row; several rollouts share it
+micro_rows = 16            # rows of a microbatch on one rank
+# -------- machine
+device = 'auto'            # auto | cpu | cuda
+dtype = 'float32'          # bfloat16 | float32 | float64: of the computation, sampling too
+seed = 1337
+config = configure(globals())
+
+# ---------------------------------------------------------------- the mathematics: arrays in, arrays out
+
+def advantages(r, n, lam, len_ref, p_lo, p_hi):
+    """
+    r (P, G) verified rewards in [0, 1], n (P, G) tokens of thought and answer -> shaped rewards R and advantages A, (P, G) float64:
+        p_-i = mean_{j != i} r_j                             the solve rate of the others
+        w_i  = clip((p_-i - p_lo) / (p_hi - p_lo), 0, 1)
+        R_i  = r_i (1 - lam w_i min(1, n_i / len_ref))       only right answers pay: no length makes one wrong answer better than another
+        A_i  = R_i - mean_{j != i} R_j                       leave-one-out baseline (Kool et al. 2019)
+    Nothing is divided by a group's standard deviation: in a solved group that would blow the smallest penalty up to full strength.
+    """
+    others = lambda x: (x.sum(1, keepdims=True) - x) / (r.shape[1] - 1)
+    R = r * (1 - lam * np.clip((others(r) - p_lo) / (p_hi - p_lo), 0, 1) * np.minimum(1, n / len_ref))
+    return R, R - others(R)
+
+
+def coefficients(new, old, logq, ref, A, own, total, loss, low, high, tis, kl):
+    """
+    The policy loss, as the factor c_t of each drawn token's log-probability. (N,) float64: log-probabilities by the trainer now (new) and
+    when the rollouts were made (old), by the sampler (logq), by the reference (ref); A: the rollout's advantage; own: its number. total: a
+    constant, prompts * group * len_norm.
+        rho_t = exp(new_t - old_t),  m_t = min(exp(old_t - logq_t), tis)       truncated importance weight, no gradient (Ionides 2008)
+        clip:   L = -1/total sum_t m_t min(rho_t A, clip(rho_t, 1 - low, 1 + high) A)       Schulman et al. 2017; high > low: Yu et al. 2025
+        cispo:  L = -1/total sum_t m_t sg[min(rho_t, 1 + high)] A new_t                     drops no token (MiniMax 2025)
+        gspo:   as clip, with geometric means over the rollout for rho_t and m_t (Zheng et al. 2025; but here long rollouts weigh more)
+        kl:     + kl/total sum_t (new_t - ref_t)^2 / 2      on samples of the policy its gradient is that of KL(policy || ref); k3's is not
+    L depends on the parameters through `new` alone: dL = sum_t (dL/dnew_t) dnew_t. So with c_t = -dL/dnew_t held fixed, the weighted
+    cross-entropy sum_t c_t (-new_t), which the trainer has anyway, has the gradient of L: a pass without gradient for `new` (none on
+    policy: rho = 1), then one with c as weights. A sum / a constant: no microbatch, no rank changes it.  -> c (N,), share of clipped tokens
+    """
+    log_rho, log_m = new - old, old - logq
+    if loss == 'gspo':
+        log_rho, log_m = ((np.bincount(own, x) / np.maximum(np.bincount(own), 1))[own] for x in (log_rho, log_m))
+    rho, m = np.exp(log_rho), np.minimum(np.exp(log_m), tis)
+    out = rho > 1 + high if loss == 'cispo' else np.where(A > 0, rho > 1 + high, rho < 1 - low)
+    c = m * A * (np.minimum(rho, 1 + high) if loss == 'cispo' else np.where(out, 0, rho))
+    return (c - kl * (new - ref)) / total, float(out.mean())
+
+
+def pass_at(k, right, n):
+    """Probability that one of k rollouts is right, when `right` of n were: 1 - C(n - right, k) / C(n, k), unbiased (Chen et al. 2021)."""
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def repeated(ids, n=8):
+    """Share of a sequence's n-grams that came before in it."""
+    grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def alarms(f, first):
+    """Figures now and in step 1 -> [what is wrong, and what to change]."""
+    get = lambda k: f.get(k, 0)
+    return [say for bad, say in (
+        (f['entropy'] < 0.1 * first['entropy'], f'entropy {f["entropy"]:.4f}: it has collapsed: lower --lr, or raise --kl'),
+        (f['repeat'] > 0.5, f'{f["repeat"]:.0%} of 8-grams are repetitions: it goes round in circles: lower --lr, or raise --lam'),
+        (f['truncated'] > 0.25, f'{f["truncated"]:.0%} of rollouts are truncated: lengths explode: raise --max_new, or --lam'),
+        (f['disagree'] > 0, f'{f["disagree"]} answers divide the two verifiers: one is wrong, or gamed: read `strange` in metrics.jsonl'),
+        (get('canary') > 0, f'{get("canary")} rewards for problems without a solution: the verifier is gamed: stop, and repair verify()'),
+        (get('gap') > 0.15, f'{get("gap"):.0%} more solved in training than held-out: learned by heart: lower --epochs or --lr')) if bad]
+
+
+def pack(rolls, T, micro, mesh, codec):
+    """
+    Rollouts (doc: encoded prompt and what followed; first: where that begins) -> this rank's microbatches [(batch, where)]. Longest first,
+    each into the first row of T positions with room; empty rows make the microbatches full. where: for each text target of the batch the
+    number of its token when what followed the prompts is laid end to end; -1: not learned from. Patches and frames are not in the loss.
+    """
+    cat = lambda k: np.concatenate([r['doc'][k] for r in rolls])
+    at = np.cumsum([[0, 0, 0]] + [[len(r['doc'][k]) for k in ('ids', 'patches', 'frames')] for r in rolls], 0)
+    s = dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames'), doc=at)     # as loader.open_shards
+    first, size = np.array([r['first'] for r in rolls]), np.diff(at[:, 0])
+    begin, rows, room = np.cumsum(size - first) - (size - first), [], []
+    for d in np.argsort(-size, kind='stable').tolist():
+        n = int(size[d]) - 1
+        b = next((b for b, left in enumerate(room) if left >= n), len(rows))
+        if b == len(rows):
+            rows.append([]), room.append(T)
+        rows[b].append((s, d, 0, n))
+        room[b] -= n
+    rows += [[] for _ in range(-len(rows) % (micro * mesh.dp.size))]
+    mine, out = len(rows) // mesh.dp.size, []
+    cols = zigzag(T, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(T)
+    for a in range(mesh.dp.rank * mine, (mesh.dp.rank + 1) * mine, micro):
+        b, _ = collate(rows[a:a + micro], T, codec, 1, [(0, 0, r) for r in range(a, a + micro)], mesh.cp.size, mesh.cp.rank)
+        i, learn = b['txt_i'].numpy(), b['txt_w'].numpy() > 0
+        chunk, pos = b['doc'][:, cols].reshape(-1).numpy()[i], b['pos'].reshape(-1).numpy()[i]
+        d = np.array([rows[a + r][k][1] if ok else 0 for r, k, ok in zip(i // len(cols), chunk, learn)], np.int64)
+        b['img_w'].zero_(), b['aud_w'].zero_()
+        out.append((b, np.where(learn, begin[d] + pos + 1 - first[d], -1)))
+    return out
+
+# ---------------------------------------------------------------- machine
+
+def die(message):
+    """One line, once, and exit status 1 on every rank."""
+    print(f'rl.py: {message}', file=sys.stderr, flush=True) if int(os.environ.get('RANK', 0)) == 0 else None
+    sys.exit(1)
+
+if device == 'auto':
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+root = Path(__file__).resolve().parent
+for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use bfloat16, float32 or float64'),
+                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu, or cuda where it is'),
+                (loss in ('clip', 'cispo', 'gspo'), f'loss={loss}: use clip, cispo or gspo'), (group > 1, f'group={group}: use 2 or more'),
+                (0 <= lam < 1, f'lam={lam}: use 0 to less than 1'), (p_lo < p_hi, f'p_lo={p_lo}, p_hi={p_hi}: p_lo must be the smaller'),
+                (temperature > 0, f'temperature={temperature}: use more than 0'), (lr > 0, f'lr={lr}: use more than 0'),
+                *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in 'prompts rounds max_new epochs micro_rows sample_rows '
+                  'eval_samples eval_problems last_problems keep_last'.split()),
+                ((root / 'data' / task / 'task.py').is_file(), f'task={task}: there is no data/{task}/task.py')):
+    if not ok:
+        die(why)
+compute, job = getattr(torch, dtype), import_module(f'data.{task}.task')
+try:
+    trained, beyond = ([int(x) for x in s.split('+') if x] for s in (levels, harder))
+    if not trained or set(trained + beyond) - set(job.LEVELS):
+        raise ValueError
+except (ValueError, AttributeError):
+    die(f'levels={levels}, harder={harder}: write 3, or 3+4+5, out of {getattr(job, "LEVELS", "none: this task is not one for RL")}')
+rank, world, device = start_world(device)
+master = rank == 0
+say = print if master else (lambda *a, **k: None)
+
+# ---------------------------------------------------------------- model and optimizer
+
+try:
+    start = init_from if (Path(init_from) / 'manifest.json').exists() else next(iter(checkpoints(init_from)), None)
+    if start is None:
+        die(f'init_from={init_from}: no checkpoint there: train the warm start first (python train.py config/sft_{task}.py)')
+    warm = Checkpoint(start)
+    codec, cfg = Codec.from_state(warm.meta['codec']), ModelConfig(**warm.meta['model'])
+    sizes = {k: getattr(cfg, k) for k in ('n_layer', 'n_head', 'n_kv_head', 'ff', 'n_expert', 'shared_ff', 'flow_width')}
+    dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, T=block_size, rows=world, zero=zero,
+                      zero_shard=zero_shard, **sizes)
+except ValueError as e:
+    die(str(e))
+mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=zero_shard)
+make = lambda: [m.to(device) for m in build(replace(cfg, z_loss=0.0), mesh, seed, pp_chunks)]      # weights have both signs: no z-loss
+models, reference = make(), make() if kl else []
+kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
+opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
+for m in models:
+    m.recompute = recompute
+sampler = Muse(cfg).to(device, compute).eval()         # the policy as one whole model on every rank ...
+shared = tp == pp == ep == 1 and zero < 3              # ... in the trainer's own memory where that is whole
+for p, q in zip(sampler.parameters(), models[0].parameters()) if shared else ():
+    p.data = q.data
+
+def biases(models):
+    """The experts' selection bias, which RL leaves as it is."""
+    return [(f'buffer/{n}', b.spec, b, 0) for m in models for n, b in m.named_buffers() if n.endswith('.bias')]
+
+def state(saving=False):
+    """As in train.py."""
+    yield from opt.tensors(saving)
+    yield from () if saving and mesh.dpcp.rank else biases(models)
+
+step, asked, ramp_at, first = 0, 0, -1, {}             # asked: problems so far; ramp_at: when thinking began to cost; first: see alarms
+rates = {str(l): 0.5 for l in trained}                 # solve rate of each level, a moving average
+try:
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    there = checkpoints(out_dir)
+    for path in there:
+        try:
+            ck = Checkpoint(path)
+            keys = ('init_from', 'task', 'levels', 'muon', 'seed')
+            if k := next((k for k in keys if 'rl' not in ck.meta or ck.meta['config'][k] != config[k]), ''):
+                die(f'out_dir={out_dir} holds checkpoints of another run (its {k} differs): choose another --out_dir')
+            ck.fill(state())
+            opt.loaded(ck.meta['optimizer_steps'])
+            step, (asked, ramp_at, first, rates) = ck.meta['step'], ck.meta['rl']
+            say(f'going on from {path}')
+            break
+        except ValueError as e:
+            say(f'{e}; trying the one before')
+    else:
+        if there:
+            die(f'no checkpoint in {out_dir} can be read: choose another --out_dir')
+        warm.fill(x for x in state() if not x[0].startswith('exp_'))
+        opt.loaded(0)
+    warm.fill([*((f'param/{n}', p.spec, p) for m in reference for n, p in m.named_parameters()), *biases([*reference, sampler])])
+    reference = [m.to(compute) for m in reference]
+except (ValueError, OSError) as e:
+    die(str(e))
+say(f'{task}, levels {levels}: {prompts} groups of {group} rollouts per step; {dtype} on {device}, {world} process(es); from {start}')
+
+# ---------------------------------------------------------------- rollouts
+
+def sync():
+    """
+    The trainer's weights to the sampler. Where a rank holds slices only, by way of a checkpoint in out_dir: one code for every layout,
+    simple, and slow for a model that is not small.
+    """
+    for u in opt.units if shared else ():
+        u.ready()                                      # ZeRO-1 and 2: the last step's gather
+    if not shared:
+        save_checkpoint(out_dir, 'sampler', (x for x in state(saving=True) if x[0].startswith('param/')), {}, mesh)
+        Checkpoint(Path(out_dir) / 'sampler').fill((f'param/{n}', p.spec, p) for n, p in sampler.named_parameters())
+
+def rollout(encoded, number):
+    """
+    Encoded prompts -> for each dict(ids: what came after it; for each of them logp: log-probability under the policy, logq: under what it
+    was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>). The one place that knows the engine. Blocks of sample_rows prompts
+    go to the ranks in turn, with random numbers that depend on (seed, number, block) alone; every rank gets all of them.
+    """
+    sync()
+    mine = {}
+    for k, at in enumerate(range(0, len(encoded), sample_rows)):
+        outs = generate(sampler, codec, encoded[at:at + sample_rows], max_new=max_new, temperature=temperature, batch=sample_rows,
+                        seed=(seed * 1009 + number) * 4099 + k) if k % world == rank else []
+        for i, o in enumerate(outs):
+            n, logp = len(o['logp']), np.array(o['logp'], np.float64)
+            done = n > len(o['ids'])                   # generate leaves the last <eot> out of the ids
+            mine[at + i] = dict(ids=o['ids'] + [codec.sp['eot']] * done, logp=logp, logq=np.array(o.get('logq', logp), np.float64),
+                                w=np.array(o.get('w', [1] * n), np.uint8), done=done)
+    said = [mine]
+    if world > 1:
+        said = [None] * world
+        dist.all_gather_object(said, mine, group=mesh.host)
+    return [o for _, o in sorted((io for part in said for io in part.items()), key=lambda io: io[0])]
+
+def split(ids):
+    """What came after a prompt -> thought, answer: what stands before the last </think>, and behind it; no answer in an open thought."""
+    sp, ids = codec.sp, [i for i in ids if i != codec.sp['eot']]
+    end = max((k for k, i in enumerate(ids) if i == sp['/think']), default=len(ids) if sp['think'] in ids else -1)
+    return codec.untext([i for i in ids[:max(end, 0)] if i != sp['think']]), codec.untext(ids[end + 1:])
+
+def ask(problems, k, number):
+    """
+    k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
+    n: tokens drawn, r and second: what both verifiers say; what did not end has no answer.
+    """
+    encoded = [codec.encode(p.get('prompt') or turn(codec, p['question'])) for p in problems]
+    if (n := max(len(e['ids']) for e in encoded) + max_new) > block_size:
+        die(f'block_size={block_size} is less than a prompt and max_new={max_new}: use --block_size={-(-n // 64) * 64} or less --max_new')
+    rolls = rollout([e for e in encoded for _ in range(k)], number)
+    for i, o in enumerate(rolls):
+        p, e = problems[i // k], encoded[i // k]
+        thought, answer = split(o['ids'])
+        r, second = (float(f(p, answer)) if o['done'] else 0.0 for f in (job.verify, job.judge))
+        doc = dict(e, ids=np.concatenate([e['ids'], np.array(o['ids'], np.int64)]), w=np.concatenate([0 * e['w'], o['w']]))
+        o.update(problem=p, doc=doc, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
+    return [rolls[i:i + k] for i in range(0, len(rolls), k)]
+
+def figures(groups):
+    """What the log shows of some rollouts. entropy: nats per drawn token, estimated by minus its log-probability."""
+    every = [o for g in groups for o in g]
+    mean = lambda xs: float(np.mean(xs)) if len(xs) else 0.0
+    right, total = np.sum([(0, 0)] + [job.steps(o['problem'], o['thought']) for o in every if o['done']], 0)
+    return dict(pass1=mean([o['r'] for o in every]), length=mean([o['n'] for o in every]), truncated=mean([not o['done'] for o in every]),
+                length_right=mean([o['n'] for o in every if o['r'] > 0]), length_wrong=mean([o['n'] for o in every if o['r'] == 0]),
+                skill=float(right / max(total, 1)), entropy=-mean(np.concatenate([o['logp'][o['w'] > 0] for o in every])),
+                repeat=mean([repeated(o['ids']) for o in every]), disagree=sum(o['r'] != o['second'] for o in every))
+
+def evaluate(n):
+    """
+    n held-out problems of the trained levels ('held') and of harder ones, which are never trained on -> their figures, with pass@k by the
+    second verifier; always the same problems and random numbers. canary: rewards for problems without a solution.
+    """
+    out = {}
+    for number, part, ls in ((0, 'held', trained), (1, 'harder', beyond)):
+        if not ls:
+            continue
+        ps = {p['question']: p for p in (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))}             # distinct
+        groups = ask(list(ps.values())[:n], eval_samples, number)
+        right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
+        sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
+        out[part] = f = dict(figures(groups), problems=len(groups), sample=sample)
+        f.update({f'pass{k}': float(np.mean([pass_at(k, c, eval_samples) for c in right])) for k in (1, 4, 16) if k <= eval_samples})
+        passes = ' '.join(f'pass@{k[4:]} {x:.3f}' for k, x in f.items() if k[:4] == 'pass')
+        say(f"step {step:04d} {part:>6s} | {passes} | len {f['length']:.1f} (right {f['length_right']:.1f}, wrong "
+            f"{f['length_wrong']:.1f}) | skill {f['skill']:.1%} | truncated {f['truncated']:.1%} | "
+            f'{len(groups)} problems | {sample}', flush=True)
+    fakes = ask([job.canary(i, trained[i % len(trained)]) for i in range(8)], 8, 2)
+    out['held']['canary'] = sum(max(o['r'], o['second']) > 0 for g in fakes for o in g)
+    record(step=step, val=out)
+    return out['held']
+
+# ---------------------------------------------------------------- one update
+
+@lru_cache(None)
+def todo(n):
+    """This rank's pipeline actions for n microbatches."""
+    return add_messages(schedule(pp_schedule, pp, n, pp_chunks), n, pp_chunks)[mesh.pp.rank] if pp > 1 else None
+
+def spread(micros, losses, n):
+    """Losses of the microbatches ([] on stages that make none) -> log-probabilities (n,) float64 of all tokens, on every rank."""
+    x = torch.zeros(n, dtype=torch.float64, device=device)
+    for (_, where), o in zip(micros, losses):
+        if o:
+            at = torch.from_numpy(where).to(device)
+            x[at[at >= 0]] = -o['txt_each'].double()[at >= 0]
+    return all_reduce(all_reduce(x, mesh.pp), mesh.dpcp).cpu().numpy()
+
+def scores(of, micros, n):
+    """The same under the models `of`, without gradient."""
+    return spread(micros, [forward_only(of, b, mesh, (*b['ids'].shape, cfg.n_embd), compute, device) for b, _ in micros], n)
+
+def learn(rolls, A):
+    """Rollouts and their advantages -> `epochs` updates, and figures of them."""
+    micros = pack(rolls, block_size, micro_rows, mesh, codec)
+    for b, _ in micros:
+        b.update({k: v.to(device, torch.float64 if v.is_floating_point() and dtype == 'float64' else v.dtype) for k, v in b.items()})
+    logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))
+    own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
+    drawn, N, total, out = w > 0, len(own), prompts * group * (len_norm or max_new), {}
+    ref = scores(reference, micros, N) if kl else logp
+    shape = (micro_rows, block_size // cp // (tp if mesh.sp else 1), cfg.n_embd)
+    for e in range(epochs):
+        new = scores(models, micros, N) if rescore or e else logp
+        old, c = new if e == 0 else old, np.zeros(N + 1)                        # the last one for where = -1
+        tokens = (x[drawn] for x in (new, old, logq, ref, A[own], own))
+        c[:-1][drawn], out['clipped'] = coefficients(*tokens, total, loss, clip_low, clip_high, tis, kl)
+        for b, where in micros:
+            b['txt_w'] = torch.from_numpy(c[where]).to(b['txt_w'])
+        opt.start(len(micros))
+        losses = forward_backward(models, [b for b, _ in micros], mesh, todo(len(micros)), shape, compute, device)
+        seen = spread(micros, losses, N)
+        out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1)))
+        if e == 0:                                     # what the trainer thought before the update, for nothing
+            out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0)
+    return out
+
+# ---------------------------------------------------------------- the loop
+
+def record(**kw):
+    if master:
+        with open(Path(out_dir) / 'metrics.jsonl', 'a') as f:
+            f.write(json.dumps(kw) + '\n')
+
+def save():
+    meta = dict(step=step, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(),
+                config=config, rl=[asked, ramp_at, first, rates])
+    try:
+        save_checkpoint(out_dir, f'step_{step:08d}', state(saving=True), meta, mesh)
+        prune(out_dir, keep_last) if master else None
+    except OSError as e:
+        die(f'step {step}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir')
+
+stopped = []
+for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, lambda s, f: stopped.append(s) if not stopped else os._exit(128 + s))     # a second one does not wait
+
+began = time.time()
+if step == 0:
+    f = evaluate(last_problems)
+    for ok, why in (
+            (f['skill'] >= min_skill, f"{f['skill']:.1%} of the steps in the warm start's thoughts are right, RL wants {min_skill:.0%}, "
+             f'or it loses more than it finds: train it longer (config/sft_{task}.py, more --max_steps), or accept it by --min_skill'),
+            (f['truncated'] <= 0.1 or budget, f"{f['truncated']:.0%} of its rollouts do not end within max_new={max_new}: raise it"),
+            (f.get('pass16') != 0, f'pass@16 is 0 at levels {levels}: there is nothing to make more of: choose easier --levels')):
+        if not ok and max_steps:
+            die(why)
+    if f.get('pass16', 1) < min(2 * f['pass1'], (1 + f['pass1']) / 2):
+        say(f"pass@16 {f['pass16']:.2f} is not much more than pass@1 {f['pass1']:.2f}: RL has little to find at these levels")
+while step < max_steps:
+    if all_reduce(torch.tensor([float(bool(stopped))], device=device), mesh.world).item():      # a signal reached one rank: all stop
+        stopped = stopped or [signal.SIGTERM]
+        break
+    t0 = time.time()
+    lam_now = lam * min(1.0, (step + 1 - ramp_at) / max(lam_ramp, 1)) if ramp_at >= 0 else 0.0
+    groups, kept, A = [], [], []
+    for k in range(rounds):                            # groups that nothing can be learned from are dropped, and others asked for
+        n = prompts if k == 0 else min(prompts, math.ceil((prompts - len(kept)) / max(len(kept) / len(groups), 0.25)))
+        odds = [rates[str(l)] * (1 - rates[str(l)]) + 0.02 for l in trained]
+        ls = [random.Random(f'{seed}/{i}').choices(trained, odds)[0] for i in range(asked, asked + n)]
+        new = ask([job.problem(f'{seed}/{i}', l, 'train') for i, l in enumerate(ls, asked)], group, 8 + step * rounds + k)
+        groups, asked = groups + new, asked + n
+        r, length = (np.array([[o[x] for o in g] for g in new], np.float64) for x in ('r', 'n'))
+        for g, a in zip(new, advantages(r, length, lam_now, len_ref or max_new, p_lo, p_hi)[1]):
+            if np.abs(a).max() > 1e-9 and len(kept) < prompts:
+                kept.append(g), A.append(a)
+        if len(kept) == prompts:
+            break
+    t1 = time.time()
+    for g in groups:
+        l = str(g[0]['problem']['level'])
+        rates[l] += 0.02 * (float(np.mean([o['r'] for o in g])) - rates[l])
+    scale = np.std(A) if std and A else 1.0
+    both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if o['done'] or budget]
+    out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0)
+    dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
+    f = dict(figures(groups), **out, dropped=dropped, groups=len(kept), lam=lam_now)
+    first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()
+    if lam and ramp_at < 0 and np.mean(list(rates.values())) >= lam_from:
+        ramp_at = step
+        say(f'step {step}: the solve rate has reached {lam_from}: thinking costs from here on, up to lam={lam} in {lam_ramp} steps')
+    say(f"step {step:04d}/{max_steps:04d} | reward {f['pass1']:.3f} | len {f['length']:.1f} | entropy {f['entropy']:.3f} | "
+        f"skill {f['skill']:.1%} | dropped {dropped:.0%} | clipped {f['clipped']:.1%} | kl {f['kl']:.4f} | off {f['off']:.0e} | "
+        f"gnorm {f['gnorm']:.3f} | lam {lam_now:.2f} | {1000 * (t1 - t0):.0f} + {1000 * (t2 - t1):.0f} ms", flush=True)
+    if f['off'] > max_off:
+        die(f"step {step}: sampler and trainer differ by {f['off']:.3f} nats per token, more than max_off={max_off}: use --dtype=float32")
+    wrong = alarms(f, first)
+    if (eval_every and step % eval_every == 0) or step == max_steps:
+        val = evaluate(last_problems if step == max_steps else eval_problems)
+        wrong += alarms(dict(val, gap=float(np.mean(list(rates.values()))) - val['pass1']), first)
+    strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]
+    record(step=step, **f, rates=rates, sample_ms=1000 * (t1 - t0), train_ms=1000 * (t2 - t1), alarms=wrong, strange=strange[:9],
+           tokens=sum(o['n'] for g in groups for o in g))
+    for x in dict.fromkeys(wrong):
+        say(f'step {step}: ALARM: {x}')
+    if (save_every and step % save_every == 0) or step == max_steps:
+        save()
+if stopped and step < max_steps:
+    save()
+    say(f'stopped at step {step}, saved: the same command goes on')
+    sys.exit(128 + stopped[0])
+say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

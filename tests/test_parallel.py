@@ -80,7 +80,8 @@ def draw(seed, *shape, dtype=torch.float64):
 
 LAYOUTS = ['dense tp4', 'dense tp4 sp', 'dense cp4 ring', 'moe dp4 ep2', 'tied dp2 cp2 ulysses', 'tied dp2 pp2 gpipe',
            'moe dp2 pp2 ep2 1f1b', 'moe tp2 pp2 zbh1', 'moe tp2 pp2 ep2 sp interleaved x2', 'moe pp2 cp2 ep2 gpipe ulysses',
-           'dense dp2 tp2 pp2 zbh1', 'moe dp2 tp2 cp2 ep8 sp ring', 'tied tp2 pp2 cp2 sp 1f1b allgather', 'moe dp2 pp2 cp2 ep2 interleaved x2 allgather']
+           'dense dp2 tp2 pp2 zbh1', 'moe dp2 tp2 cp2 ep8 sp ring', 'tied tp2 pp2 cp2 sp 1f1b allgather',
+           'moe dp2 pp2 cp2 ep2 interleaved x2 allgather']
 
 
 def agree(names, limit, dtype=torch.float64, optimizers=('sgd', 'adamw')):
@@ -416,7 +417,8 @@ def train(machine, name, *flags, world=1):  # noqa: F811
 
 @pytest.mark.parametrize('flags', [pytest.param('--micro_rows=1', id='micro'), pytest.param('--dp=2 --micro_rows=1', id='dp'),
                                    pytest.param('--tp=2 --sp=true --ep=2', id='tp'), pytest.param('--pp=2 --micro_rows=2', id='pp'),
-                                   pytest.param('--cp=2 --ep=2', id='cp'), pytest.param('--dp=2 --zero=3 --recompute=true --save_background=true', id='zero')])
+                                   pytest.param('--cp=2 --ep=2', id='cp'),
+                                   pytest.param('--dp=2 --zero=3 --recompute=true --save_background=true', id='zero')])
 def test_train_py_equals_one_process(machine, alone, flags):  # noqa: F811
     """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' bias in the checkpoint."""
     records, tensors = train(machine, flags.replace(' ', ''), *flags.split(), world=2 if '=2 ' in flags else 1)

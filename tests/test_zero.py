@@ -1,8 +1,8 @@
 """
-ZeRO 0 to 3, Muon on shards, hybrid sharding and recompute against one process and against each other, bit for bit; collectives that are late;
-memory at rest; checkpoints between layouts; and what train.py does when a loss explodes or a checkpoint is written behind its back.
+ZeRO 0 to 3, Muon on shards, hybrid sharding and recompute against one process and against each other, bit for bit; collectives that are
+late; memory at rest; checkpoints between layouts; and what train.py does when a loss explodes or a checkpoint is written behind its back.
 
-    python -m pytest tests/test_zero.py            about 40 s on 2 cores
+    python -m pytest tests/test_zero.py            about a minute on 2 cores
 """
 import gc
 import inspect
@@ -28,7 +28,8 @@ import optim_zero
 import toy
 from model import build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
-from parallel import add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh, start_world
+from parallel import (add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
+                      start_world)
 from test_parallel import GOOD, PATIENCE, ranks
 from test_train import TINY, assert_same, contents, machine, one_line, steps  # noqa: F401
 
@@ -52,7 +53,8 @@ def test_the_layouts_are_a_fair_part():
     seen = set()
     for text, *stages in SEVERAL + ONE + MUON:
         l = grid.parse(text)
-        on = {k for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1} | {k for k in ('sp', 'shard', 'recompute') if l[k]} | {l['kind'], l['schedule']}
+        on = {k for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1} | {k for k in ('sp', 'shard', 'recompute') if l[k]}
+        on |= {l['kind'], l['schedule']}
         seen |= {(z, k) for z in stages for k in on}
     assert seen >= {(z, k) for z in range(4) for k in ('dp', 'recompute', 'dense', 'moe', 'tied')} - {(2, 'dense')}
     assert {k for z, k in seen if z > 1} >= {'tp', 'pp', 'cp', 'ep', 'sp', 'shard', 'zbh1'}
@@ -76,7 +78,8 @@ def world(text, zero=0, dtype=torch.float64, muon=False, micros=None, **kw):
     """(mesh, models, optimizer, step()) of this rank: step() runs one step on the toy rows, and returns the gradient norm."""
     l = grid.parse(text)
     cfg = grid.config(l['kind'])
-    mesh = make_mesh(**{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=l['shard'])
+    mesh = make_mesh(**{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie,
+                     zero_shard=l['shard'])
     models = build(cfg, mesh, 7, l['v'])
     for m in models:
         m.recompute = l['recompute']
@@ -98,7 +101,7 @@ def state(opt):
 
 
 class Late:
-    """The handle of a collective that begins when it is waited for; meanwhile what it fills is nan, and what it sends must stay as it is."""
+    """The handle of a collective that begins when it is waited for; meanwhile what it fills is nan; what it sends must stay as it is."""
     def __init__(self, begin, fill, send):
         self.begin, self.send, self.was = begin, send, send.clone()
         if fill is not None:
@@ -114,8 +117,11 @@ class Late:
 
 def late_worker(rank, text, stages):
     gather, scatter, reduce = optim_zero.all_gather_into, optim_zero.reduce_scatter_into, optim_zero.all_reduce
-    late = dict(all_gather_into=lambda y, x, g: Late(lambda: gather(y, x, g), y, x), reduce_scatter_into=lambda y, x, g: Late(lambda: scatter(y, x, g), y, x),
-                all_reduce=lambda x, g, async_op=False: Late(lambda: reduce(x, g, async_op=True), None, x) if async_op and g.size > 1 else reduce(x, g, async_op=async_op))
+
+    def late_reduce(x, g, async_op=False):
+        return Late(lambda: reduce(x, g, async_op=True), None, x) if async_op and g.size > 1 else reduce(x, g, async_op=async_op)
+    late = dict(all_gather_into=lambda y, x, g: Late(lambda: gather(y, x, g), y, x),
+                reduce_scatter_into=lambda y, x, g: Late(lambda: scatter(y, x, g), y, x), all_reduce=late_reduce)
     for zero in stages:
         seen = []
         for functions in (dict(all_gather_into=gather, reduce_scatter_into=scatter, all_reduce=reduce), late):
@@ -128,7 +134,8 @@ def late_worker(rank, text, stages):
         assert all(a.isfinite().all() and torch.equal(a, b) for a, b in zip(*seen, strict=True)), zero
 
 
-@pytest.mark.parametrize('text, stages', [('moe dp2', (0, 1, 2, 3)), ('dense dp2 recompute', (3,)), ('tied dp2 pp2', (1, 3)), ('moe dp2 pp2 zbh1', (2,))])
+@pytest.mark.parametrize('text, stages', [('moe dp2', (0, 1, 2, 3)), ('dense dp2 recompute', (3,)), ('tied dp2 pp2', (1, 3)),
+                                          ('moe dp2 pp2 zbh1', (2,))])
 def test_nothing_is_used_before_it_is_there(text, stages):
     """Collectives that finish at the last moment give the bits of those that finish whenever they like."""
     ranks(grid.size(grid.parse(text)), late_worker, text, stages)
@@ -159,7 +166,9 @@ def test_one_unit_and_many_microbatches(zero):
 
 
 def memory_worker(rank, text, zero):
-    storages = lambda: {s.data_ptr(): s.nbytes() for x in gc.get_objects() if isinstance(x, torch.Tensor) for s in [x.untyped_storage()] if s.nbytes()}
+    def storages():
+        every = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+        return {s.data_ptr(): s.nbytes() for s in every if s.nbytes()}
     gc.collect()
     before = storages()
     _, models, opt, step = world(text, zero, torch.bfloat16)
@@ -173,14 +182,15 @@ def memory_worker(rank, text, zero):
 
 @pytest.mark.parametrize('text, stages', [('dense dp2', (0, 1, 2, 3)), ('tied dp4 shard2', (3,)), ('dense cp2 tp2 ring', (1,))])
 def test_bytes_at_rest_are_those_of_the_formulas(text, stages):
-    """18, 6 + 12/d, 2 + 16/d and 18/d bytes per padded parameter in bfloat16 with AdamW, after a step as before; and no tensor lives beside them."""
+    """18, 6 + 12/d, 2 + 16/d, 18/d bytes per padded parameter (bfloat16, AdamW), after a step as before; no tensor lives beside them."""
     d = 2
     for zero in stages:
         each = (18, 6 + 12 / d, 2 + 16 / d, 18 / d)[zero]
         for rest, seen, n, bare in ranks(grid.size(grid.parse(text)), memory_worker, text, zero):
             assert sum(rest.values()) == seen == n * each, (zero, rest, seen)
             w = n // d
-            assert rest == dict(parameters=2 * (w if zero == 3 else n), gradients=4 * (w if zero > 1 else n), masters=4 * (w if zero else n), moments=8 * (w if zero else n))
+            assert rest == dict(parameters=2 * (w if zero == 3 else n), gradients=4 * (w if zero > 1 else n),
+                                masters=4 * (w if zero else n), moments=8 * (w if zero else n))
             assert bare <= n <= 1.05 * bare
 
 
@@ -227,7 +237,7 @@ def nan_worker(rank, text, zero):
         def poisoned(o, n):
             start(o, n)
             if bad and rank == mesh.world.size - 1:
-                o.units[0].own[1] = math.inf                                   # after the reduction nobody else has it, but at ZeRO-0 and 1 it is summed
+                o.units[0].own[1] = math.inf                                   # of a shard that nobody else has
         Optimizer.start = poisoned
         said.append(step())
         assert torch.equal(state(opt), before) == bad and opt.t == t + (not bad)
@@ -255,7 +265,8 @@ def gradients(kind, recompute, dtype=torch.float32, queue=None):
         return x
     opt.start(1)
     mesh.queue_dw = queue
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x) if queue is None else nullcontext():      # with hooks w would not be the parameter
+    watch = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with watch if queue is None else nullcontext():                            # with hooks what is queued would not be the parameter itself
         loss = model(b)['loss']
     mesh.queue_dw = None
     loss.backward()
@@ -295,22 +306,24 @@ def content(name, spec):
     return ((torch.arange(n) * 7 + sum(name.encode())) % 251 - 120).float().view(spec.shape)
 
 
-def mine(opt, saving=False):
-    return [(name, spec, x, spec.local(content(name, spec)).reshape(-1)[at:at + x.numel()].view(x.shape), at) for name, spec, x, at in opt.tensors(saving)]
+def mine(opt):
+    """[(name, tensor, what should be in it)] of this rank."""
+    want = lambda name, spec, x, at: spec.local(content(name, spec)).reshape(-1)[at:at + x.numel()].view(x.shape)
+    return [(t[0], t[2], want(*t)) for t in opt.tensors()]
 
 
 def hop_worker(rank, text, zero, muon, source, out):
     """Load (or make) the state in this layout, look at every number, and save it again."""
     mesh, models, opt, step = world(text, zero, torch.bfloat16, muon)
     if source:
-        for *_, x, _, _ in mine(opt):
+        for _, x, _ in mine(opt):
             x.fill_(-1)
         Checkpoint(source).fill(opt.tensors())
-        for name, _, x, want, _ in mine(opt):
+        for name, x, want in mine(opt):
             assert torch.equal(x, want), name
         opt.loaded(5)
     else:
-        for *_, x, want, _ in mine(opt):
+        for _, x, want in mine(opt):
             x.copy_(want)
         opt.t = 5
         opt.publish()
@@ -325,8 +338,10 @@ def hop_worker(rank, text, zero, muon, source, out):
     return opt.t
 
 
-ROUTES = {'dense': [('dense dp2', 0), ('dense dp2 tp2', 3), ('dense dp4 shard2', 2), ('dense pp2 cp2', 1), ('dense dp2 tp4 sp', 2), ('dense dp1', 0)],
-          'moe': [('moe dp4 ep2 shard2', 3), ('moe dp2 tp2 ep4', 2), ('moe dp1', 0), ('moe dp4 shard2', 1), ('moe dp2 pp2 ep2 interleaved x2', 3)],
+ROUTES = {'dense': [('dense dp2', 0), ('dense dp2 tp2', 3), ('dense dp4 shard2', 2), ('dense pp2 cp2', 1), ('dense dp2 tp4 sp', 2),
+                    ('dense dp1', 0)],
+          'moe': [('moe dp4 ep2 shard2', 3), ('moe dp2 tp2 ep4', 2), ('moe dp1', 0), ('moe dp4 shard2', 1),
+                  ('moe dp2 pp2 ep2 interleaved x2', 3)],
           'tied': [('tied dp2 pp2', 3), ('tied tp2 cp2', 1), ('tied dp2', 2)]}
 
 
@@ -353,8 +368,8 @@ def safetensors(file):
     for name, e in head.items():
         a, b = e['data_offsets']
         assert a == at and e.keys() == {'dtype', 'shape', 'data_offsets'}                        # no holes, in order
-        kind, size = {'F32': ('f', 4), 'F64': ('d', 8)}[e['dtype']]
-        out[name], at = torch.tensor(struct.unpack(f'<{(b - a) // size}{kind}', body[a:b]), dtype=torch.float32 if size == 4 else torch.float64).view(e['shape']), b
+        kind, size, dtype = {'F32': ('f', 4, torch.float32), 'F64': ('d', 8, torch.float64)}[e['dtype']]
+        out[name], at = torch.tensor(struct.unpack(f'<{(b - a) // size}{kind}', body[a:b]), dtype=dtype).view(e['shape']), b
     assert at == len(body) and (8 + n) % 8 == 0 and all(isinstance(v, str) for v in meta.values())
     return out, meta
 
@@ -378,11 +393,12 @@ def test_sizes_that_cannot_work_are_refused_with_sizes_that_do(bad, says, good):
 # ---------------------------------------------------------------- train.py: losses that explode
 
 TERM = int(signal.SIGTERM)
-LONG = [*TINY, '--n_layer=2', '--n_expert=4', '--top_k=2', '--moe_balance=0.01', '--tokens_per_step=128', '--max_steps=60', '--save_every=4', '--keep_last=9', '--eval_docs=2']
+LONG = [*TINY, '--n_layer=2', '--n_expert=4', '--top_k=2', '--moe_balance=0.01', '--tokens_per_step=128', '--max_steps=60',
+        '--save_every=4', '--keep_last=9', '--eval_docs=2']
 
 
 def poison(at, factor, cut=None):
-    """The weights of the text targets in these batches times `factor`, whatever step they are used in; then also the file `cut` is damaged."""
+    """The weights of the text targets in these batches times `factor`, whatever step they are used in; then the file `cut` is damaged."""
     import itertools, os, data.loader as loader
     old, n = loader.train_batches, itertools.count()
 
@@ -449,7 +465,10 @@ runpy.run_path('train.py', run_name='__main__')
 
 @pytest.fixture(scope='module')
 def run(machine):  # noqa: F811
-    """run(out, *flags, world=1, hurt=..., **hooks of test_train.py) -> results of train.py by rank; hurt: {function above: arguments}, or a list of them by rank."""
+    """
+    run(out, *flags, world=1, hurt=..., **hooks of test_train.py) -> the result of train.py, of several processes a list.
+    hurt: {function above: arguments}, or a list of such by rank.
+    """
     (machine.path / 'hurt.py').write_text(HURT)
 
     def run(out, *flags, world=1, hurt={}, **hooks):
@@ -457,7 +476,8 @@ def run(machine):  # noqa: F811
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
         env = lambda r: dict(RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)) if world > 1 else {}
-        jobs = [machine.start('hurt.py', json.dumps(hurt if isinstance(hurt, dict) else hurt[r]), *LONG, f'--out_dir={out}', *flags, env=env(r), **hooks) for r in range(world)]
+        words = lambda r: (json.dumps(hurt if isinstance(hurt, dict) else hurt[r]), *LONG, f'--out_dir={out}', *flags)
+        jobs = [machine.start('hurt.py', *words(r), env=env(r), **hooks) for r in range(world)]
         got = [machine.wait(j) for j in jobs]
         return got[0] if world == 1 else got
     return run
@@ -503,17 +523,18 @@ def clean(run, base, tmp_path_factory):
 
 
 def test_a_spike_is_left_out(run, base, clean, tmp_path):
-    """Two bad batches: back to the last checkpoint each time, and past them; killed before and stopped after the next checkpoint, it ends the same."""
+    """Two bad batches: back to the last checkpoint each time, past them; killed before, stopped after the next one, it ends the same."""
     bad, flag = dict(poison=dict(at=[54, 55], factor=30)), '--spike_rollback=true'
     r = run(out := copied(base, tmp_path / 'a'), flag, hurt=bad)
     back = [line for line in r.out.splitlines() if 'back to' in line]
-    assert r.code == 0 and not r.err and len(back) == 2 and all(f'back to step 52, from {out}/step_00000052' in line for line in back), r.out
-    assert r.out.count('standard deviations above') == 2
+    assert r.code == 0 and not r.err and len(back) == 2 and r.out.count('standard deviations above') == 2, r.out
+    assert all(f'back to step 52, from {out}/step_00000052' in line for line in back)
     same_end(out, clean(4), 4)
     out = copied(base, tmp_path / 'b')
     assert run(out, flag, hurt=bad, signal=dict(where='row', step=57, sig=9)).code == -9 and max(steps(out)) == 52
     r = run(out, flag, hurt=bad, signal=dict(where='row', step=61, sig=TERM))
-    assert r.code == 143 and 'back to step 52' in r.out and steps(out) == [48, 52, 56, 57] and contents(out / 'step_00000057')[0]['shift'] == 4
+    assert r.code == 143 and 'back to step 52' in r.out and steps(out) == [48, 52, 56, 57]
+    assert contents(out / 'step_00000057')[0]['shift'] == 4
     r = run(out, flag, hurt=bad)
     assert r.code == 0 and 'back to' not in r.out and 'deviations' not in r.out
     same_end(out, clean(4), 4)
@@ -539,7 +560,8 @@ def test_bad_steps_in_a_row_are_left_out(run, base, clean, tmp_path):
     same_end(out, clean(4), 4)
     r = run(out := copied(base, tmp_path / 'b'), *flags, hurt=dict(poison=dict(at=[54, 56], factor='nan')))
     meta = contents(out / 'step_00000060')[0]
-    assert r.code == 0 and 'back to' not in r.out and r.out.count('the update was skipped (1 in a row)') == 2 and meta['optimizer_steps'] == 58 and meta['shift'] == 0
+    assert r.code == 0 and 'back to' not in r.out and r.out.count('the update was skipped (1 in a row)') == 2
+    assert meta['optimizer_steps'] == 58 and meta['shift'] == 0
 
 
 def test_a_spike_on_one_rank_is_left_out_by_all(run, base, clean, tmp_path):
@@ -568,7 +590,8 @@ def test_a_rollback_passes_damaged_checkpoints(run, base, tmp_path):
 
 
 def test_what_never_gets_better_comes_to_an_end(run, base, tmp_path):
-    r = run(copied(base, tmp_path / 'out'), '--spike_rollback=true', '--max_bad_steps=2', hurt=dict(poison=dict(at=list(range(54, 999)), factor='nan')))
+    bad = dict(poison=dict(at=list(range(54, 999)), factor='nan'))
+    r = run(copied(base, tmp_path / 'out'), '--spike_rollback=true', '--max_bad_steps=2', hurt=bad)
     one_line(r, 'non-finite', '--lr=')
 
 # ---------------------------------------------------------------- train.py: checkpoints written behind its back
@@ -626,7 +649,8 @@ def test_damage_that_one_rank_sees(run, front, tmp_path):
     data[e['offset'] + 5] ^= 1
     (out / 'step_00000012/rank00000.bin').write_bytes(data)
     a, b = run(out, '--max_steps=12', '--save_every=4', '--pp=2', world=2)
-    assert (a.code, b.code) == (0, 0) and not a.err + b.err and 'trying the one before' in a.out and f'going on from {out}/step_00000008' in a.out, a.err + b.err
+    assert (a.code, b.code) == (0, 0) and not a.err + b.err, a.err + b.err
+    assert 'trying the one before' in a.out and f'going on from {out}/step_00000008' in a.out
     contents(out / 'step_00000012')
 
 

@@ -233,7 +233,23 @@ shift, recent, returns = 0, deque(maxlen=100), Counter()    # batches that rollb
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 
 def load(path, weights_only=False):
-    """Fill model (and optimizer) from a checkpoint folder; returns its meta."""
+    """Fill model (and optimizer) from a checkpoint folder, on all ranks or none: ValueError or LookupError. Returns its meta."""
+    global step, best, shift, origin
+    try:
+        error, ck = None, fill(path, weights_only)
+    except (ValueError, LookupError) as e:
+        error = e
+    if not everywhere(error is None):              # before opt.loaded, which begins to gather: all ranks or none
+        raise error or ValueError(f'{path}: another rank cannot read it')
+    opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
+    if not weights_only:
+        step, best, shift = (ck.meta.get(k, 0) for k in ('step', 'best', 'shift'))
+        origin = ck.meta.get('origin', 'scratch')
+        recent.clear(), recent.extend(ck.meta.get('recent', ()))
+    return ck.meta
+
+def fill(path, weights_only):
+    """The part of load() that a rank does alone; what it can read may differ: a stage reads only its own layers."""
     ck = Checkpoint(path)
     if (there := {**ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
         k = next(k for k in wanted if there.get(k) != wanted[k])
@@ -241,13 +257,10 @@ def load(path, weights_only=False):
                           f'choose another --out_dir, or give the key as it was')
     if not weights_only and ck.meta['config']['muon'] != muon:
         raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: choose another --out_dir, or give the key as it was")
+    if not weights_only and init_from not in ('auto', 'scratch', ck.meta.get('origin', 'scratch')):
+        raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
     ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))
-    opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
-    if not weights_only:
-        global step, best, shift
-        step, best, shift = (ck.meta.get(k, 0) for k in ('step', 'best', 'shift'))
-        recent.clear(), recent.extend(ck.meta.get('recent', ()))
-    return ck.meta
+    return ck
 
 def everywhere(ok):
     """Whether it is so on all ranks."""
@@ -261,17 +274,11 @@ try:
     there = [] if init_from == 'scratch' else checkpoints(out_dir)
     for path in there:
         try:
-            error, origin = None, Checkpoint(path).meta.get('origin', 'scratch')
-            if init_from not in ('auto', origin):
-                raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
             resumed = load(path)
-        except ValueError as e:
-            error = e
-        if everywhere(error is None):
             say(f'going on from {path}')
             break
-        resumed = None
-        say(f'{error or f"{path}: another rank cannot read it"}; trying the one before')
+        except ValueError as e:
+            say(f'{e}; trying the one before')
     if there and not resumed:
         raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
     old = [*checkpoints(out_dir), *Path(out_dir).glob('best')] if init_from == 'scratch' and master else []
@@ -425,19 +432,18 @@ def roll_back(why):
         if returns[path.name] == 3:
             return False
         try:
-            error = load(path) and None
+            load(path)
         except (ValueError, LookupError) as e:
-            error = e
-        if everywhere(error is None):
-            returns[path.name] += 1
-            shift = at - step
-            say(f'{why}: back to step {step}, from {path}, and past the batches since')
-            loader.close()
-            loader = batches()
-            return True
-        say(f'{error or f"{path}: another rank cannot read it"}; trying the one before')
+            say(f'{(error := e)}; trying the one before')
+            continue
+        returns[path.name] += 1
+        shift = at - step
+        say(f'{why}: back to step {step}, from {path}, and past the batches since')
+        loader.close()
+        loader = batches()
+        return True
     if there:
-        die(f'{why}: {error or path}; there is no checkpoint before it to go back to')
+        die(f'{why}: {error}; there is no checkpoint before it to go back to')
     return False
 
 def product_peak():

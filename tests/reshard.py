@@ -1,14 +1,14 @@
 """
 Resharding: a checkpoint of any layout goes on in any other.
 
-    python tests/reshard.py               9 x 9 layouts, dense (tied embeddings, grouped heads) with AdamW in float32, and 9 x 9 MoE with Muon in float64
+    python tests/reshard.py               9 x 9 layouts: dense (tied embeddings, grouped heads), AdamW, float32; MoE, Muon, float64
     python tests/reshard.py --part=all    12 x 12 of both, each with AdamW and Muon in float64, float32 and bfloat16
-    python tests/reshard.py --these="tied dp2 zero1; tied tp2 pp2 sp" --optimizers=adamw,muon --dtypes=float64      all ordered pairs of these
+    python tests/reshard.py --these="tied dp2 zero1; tied tp2 pp2 sp" --optimizers=adamw,muon --dtypes=float64      all pairs of them
 
-In layout A: 3 steps, save, 2 steps more. In layout B: load, save again, the same 2 steps. Of every ordered pair: each global tensor (masters, both
-moments, the experts' balancing bias) and the counters must have the same bytes in both checkpoints, and the losses of the next 2 steps must be those of
-the continuation in A: to 1e-6 in float32, 1e-10 in float64 (bfloat16: the state only, the loss to 1e-2). A matrix is printed for each kind: the worst
-relative difference of a loss, or what is wrong.
+In layout A: 3 steps, save, 2 steps more. In layout B: load, save again, the same 2 steps. Of every ordered pair: each global tensor
+(masters, both moments, the experts' balancing bias) and the counters must have the same bytes in both checkpoints, and the losses of the
+next 2 steps must be those of the continuation in A: to 1e-6 in float32, 1e-10 in float64 (bfloat16: to 1e-2, the state bit-equal as ever).
+A matrix is printed for each kind: the worst relative difference of a loss, or what is wrong.
 """
 import json, os, shutil, sys, tempfile, time, traceback
 from pathlib import Path
@@ -25,8 +25,8 @@ from parallel import add_messages, all_reduce, forward_backward, make_mesh, sche
 T, ROWS, BEFORE, AFTER = 64, 12, 3, 2      # 12 rows: dp of 1, 2, 3, 4, 6, so that shards have uneven lengths and padding
 LIMIT = dict(float64=1e-10, float32=1e-6, bfloat16=1e-2)
 SHORT = dict(
-    tied=['dp1', 'dp2 zero1', 'dp3 zero3', 'tp2 pp2 sp', 'dp2 cp2 zero2', 'dp3 tp2 zero3', 'dp2 tp2 pp2 sp zbh1 zero2', 'tp4 cp2 allgather zero3',
-          'dp4 pp2 zbh1 zero3 shard2'],
+    tied=['dp1', 'dp2 zero1', 'dp3 zero3', 'tp2 pp2 sp', 'dp2 cp2 zero2', 'dp3 tp2 zero3', 'dp2 tp2 pp2 sp zbh1 zero2',
+          'tp4 cp2 allgather zero3', 'dp4 pp2 zbh1 zero3 shard2'],
     moe=['dp1', 'dp2 ep2 zero3', 'dp3 zero2', 'dp2 tp2 ep4 sp zero1', 'pp2 cp2 ep2 zero3', 'dp6 ep2 zero3', 'dp2 tp2 pp2 ep2 zbh1 zero2',
          'dp2 cp2 tp2 ep8 sp zero3', 'dp4 tp2 ep2 zero3 shard2'])
 MORE = dict(tied=['dp3 pp2 x2 interleaved zero1', 'dp2 pp4 gpipe zero3', 'tp8 sp'],
@@ -86,8 +86,8 @@ def worker(rank, jobs, first, dtype, muon, folder, meet, results):
                 if size(layout) > 1:
                     dist.init_process_group('gloo', store=dist.FileStore(f'{meet}/{i}', size(layout)), rank=rank, world_size=size(layout))
                 cfg, now = config(layout['kind']), layout
-                mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie,
-                                 zero_shard=layout['shard'])
+                sizes = {k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}
+                mesh = make_mesh(**sizes, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=layout['shard'])
             models, opt, state = fresh(cfg, mesh, layout, dtype, muon)
             if source:
                 ck = Checkpoint(Path(folder) / source)
@@ -121,11 +121,11 @@ def launch(jobs, dtype, muon, folder, patience=240):
         for p in procs:
             p.start()
         while done < len(jobs) and done not in broken:
-            if not any(results._reader.poll(1) for _ in range(patience)):          # by the second: while all of us are stopped, patience is too
+            if not any(results._reader.poll(1) for _ in range(patience)):      # by the second: while all of us are stopped, patience is too
                 broken[done] = f'no answer in {patience} s: a rank hangs'
                 break
             i, losses, error = results.get()
-            if error:                                                            # of a later job perhaps: rank 0 still answers for those before
+            if error:                                              # of a later job perhaps: rank 0 still answers for those before
                 broken.setdefault(i, error)
             else:
                 done += 1
@@ -153,7 +153,7 @@ def pairs(layouts, dtype, muon):
     n, folder = len(layouts), tempfile.mkdtemp(prefix='reshard-')
     try:
         order = sorted(range(n), key=lambda i: size(layouts[i]))
-        first = dict(zip(order, launch([(layouts[i], None, f'a{i}') for i in order], dtype, muon, folder)))
+        first = {i: got for got, i in zip(launch([(layouts[i], None, f'a{i}') for i in order], dtype, muon, folder), order)}
         table, states = [[(None, f'A does not run: {first[a][1]}')] * n for a in range(n)], {}
         for a in range(n):
             if first[a][0]:
@@ -163,7 +163,7 @@ def pairs(layouts, dtype, muon):
                 assert not zero and ck.meta['optimizer_steps'] == BEFORE, f'{label(layouts[a])}: state that is 0 shows nothing: {zero}'
         todo = [(a, b) for b in order for a in states]
         jobs = [(layouts[b], f'a{a}', f'b{a}-{b}') for a, b in todo]
-        for (a, b), (losses, error) in zip(todo, launch(jobs, dtype, muon, folder)):
+        for (losses, error), (a, b) in zip(launch(jobs, dtype, muon, folder), todo):       # in this order zip runs launch() to its end
             if error:
                 table[a][b] = None, error
                 continue
@@ -195,7 +195,7 @@ if __name__ == '__main__':
     for kind, texts in lists.items():
         layouts = [parse(t) for t in texts]
         for optimizer, dtype in runs[kind] if texts else ():
-            print(f'\n{kind}, {optimizer}, {dtype}: state bit-equal, and the worst relative difference of the next {AFTER} losses; from the row to the column')
+            print(f'\n{kind}, {optimizer}, {dtype}, from the row to the column: state bit-equal; worst difference of {AFTER} losses')
             table = pairs(layouts, getattr(torch, dtype), optimizer == 'muon')
             print(' ' * 46 + ''.join(f'{j + 1:8d}' for j in range(len(layouts))))
             for i, (text, row) in enumerate(zip(texts, table)):
@@ -206,5 +206,6 @@ if __name__ == '__main__':
                 top[dtype] = max([top.get(dtype, 0.0)] + [worst for worst, _ in row if worst is not None])
                 for j in [j for j, ok in enumerate(oks) if not ok]:
                     print(f'     to {texts[j]}: {row[j][1] or f"losses differ by {row[j][0]:.1e}"}')
-    print(json.dumps(dict(bench='reshard', ok=0 == failed < n, part=part, pairs=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
+    print(json.dumps(dict(bench='reshard', ok=0 == failed < n, part=part, pairs=n, failures=failed, worst=top,
+                          seconds=round(time.time() - begin), cpu_seconds=round(sum(os.times()[2:4])))))
     sys.exit(failed > 0 or not n)

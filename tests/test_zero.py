@@ -454,7 +454,19 @@ def late_write(step, error=None):
     optim_zero.save_checkpoint, optim_zero.Optimizer.zero = save, done
 
 
-HURT = '\n\n'.join(inspect.getsource(f) for f in (poison, without, late_write)) + '''
+def unreadable(file):
+    """This rank alone cannot read a file, as when the disk of its node fails."""
+    import numpy as np
+    old = np.memmap
+
+    def memmap(path, *a, **k):
+        if str(path) == file:
+            raise OSError(5, 'Input/output error')
+        return old(path, *a, **k)
+    np.memmap = memmap
+
+
+HURT = '\n\n'.join(inspect.getsource(f) for f in (poison, without, late_write, unreadable)) + '''
 import json, runpy, sys
 for name, kw in json.loads(sys.argv[1]).items():
     globals()[name](**kw)
@@ -652,6 +664,19 @@ def test_damage_that_one_rank_sees(run, front, tmp_path):
     assert (a.code, b.code) == (0, 0) and not a.err + b.err, a.err + b.err
     assert 'trying the one before' in a.out and f'going on from {out}/step_00000008' in a.out
     contents(out / 'step_00000012')
+
+
+@pytest.mark.parametrize('zero', [1, 3])
+def test_a_file_that_one_rank_cannot_read(run, base, tmp_path, zero):
+    """No rank gathers what another has not loaded: all take the checkpoint before, and end as if the newest were not there."""
+    a, b = copied(base, tmp_path / 'a'), copied(base, tmp_path / 'b')
+    shutil.rmtree(b / 'step_00000052')
+    flags = [f'--zero={zero}', '--max_steps=60']
+    for r in run(a, *flags, world=2, hurt=[{}, dict(unreadable=dict(file=str(a / 'step_00000052/rank00000.bin')))]):
+        assert r.code == 0 and not r.err
+    assert f'going on from {a}/step_00000048' in run(b, *flags, world=2)[0].out.replace(str(b), str(a))
+    (_, x), (_, y) = (contents(out / 'step_00000060') for out in (a, b))
+    assert x.keys() == y.keys() and all(torch.equal(x[n].view(torch.uint8), y[n].view(torch.uint8)) for n in x)
 
 
 def test_export_is_safetensors(machine, front, tmp_path):  # noqa: F811

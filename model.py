@@ -12,10 +12,12 @@ rank (nh/tp); with sequence parallelism T is T/tp between the blocks' linears; p
 import math
 from dataclasses import dataclass
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from parallel import (Spec, attention, attention_mask, copy_to, embed_partial, enter_tp, gather_from, init_params, leave_tp, linear,
-                      linear_cross_entropy, moe, my_slice, param, reduce_from, solo_mesh, split_layers, split_to)
+from parallel import (Spec, all_gather, all_reduce, attention, attention_mask, copy_to, embed_partial, enter_tp, gather_from,
+                      init_params, leave_tp, linear, linear_cross_entropy, moe, my_slice, param, reduce_from, solo_mesh, split_layers,
+                      split_to)
 
 D, N_FREQ = 192, 6
 
@@ -155,8 +157,6 @@ class Attention(nn.Module):
             q, k = _RMSNorm.apply(q, self.gain), _RMSNorm.apply(k, None)
         q, k = _Rotate.apply(q, ctx['cos'], ctx['sin']), _Rotate.apply(k, ctx['cos'], ctx['sin'])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)      # (B, nh, T, hd)
-        if ctx.get('cache') is not None:
-            k, v = ctx['cache'].put(self.layer, k, v)
         y = attention(q, k, v, ctx['mask'], hd ** -0.5, self.mesh)
         return leave_tp(linear(y.transpose(1, 2).reshape(B, T, nh * hd), self.out, self.mesh), self.mesh)
 
@@ -218,7 +218,6 @@ class Block(nn.Module):
         self.norm1, self.attn = Norm(mesh, cfg.n_embd, mesh.sp), Attention(cfg, mesh)
         self.norm2 = Norm(mesh, cfg.n_embd, mesh.sp)
         self.mlp = MoE(cfg, mesh) if cfg.n_expert and layer >= cfg.dense_layers else MLP(cfg, mesh, cfg.ff)
-        self.attn.layer = layer
 
     def forward(self, x, ctx):
         x = x + self.attn(self.norm1(x), ctx)
@@ -349,17 +348,22 @@ class Muse(nn.Module):
     # -------- the three steps of a forward pass
 
     def embed(self, b):
-        """Batch -> (B, T, C), T-sliced under sp. Each tp rank adds its share of the payloads, the sum over tp makes it whole."""
+        """Batch -> (B, T, C), T-sliced under sp."""
+        return leave_tp(self.embed_share(b), self.mesh)
+
+    def embed_share(self, b):
+        """Batch -> (B, T, C), this tp rank's share of it: the sum over tp is whole. Payloads may be missing from the batch (generation)."""
         mesh, cfg = self.mesh, self.cfg
         x = embed_partial(b['ids'], self.wte, mesh)
         flat = x.view(-1, x.shape[-1])
         tp, r, dt = mesh.tp.size, mesh.tp.rank, x.dtype
-        if cfg.image:
+        if cfg.image and 'xin_img_i' in b:
             flat = flat.index_add(0, b['xin_img_i'][r::tp], F.linear(b['xin_img'][r::tp].to(dt), self.image_in))
+        if cfg.image and 'rc_i' in b:
             flat = flat.index_add(0, b['rc_i'][r::tp], F.linear(fourier(b['rc'][r::tp]).to(dt), self.coord_in))
-        if cfg.audio:
+        if cfg.audio and 'xin_aud_i' in b:
             flat = flat.index_add(0, b['xin_aud_i'][r::tp], F.linear(b['xin_aud'][r::tp, :128].to(dt), self.audio_in))
-        return leave_tp(flat.view_as(x), mesh)
+        return flat.view_as(x)
 
     def context(self, b, dtype):
         """What all blocks of a microbatch share: rotary angles, attention mask, kind of each position (for the experts' load)."""
@@ -397,19 +401,116 @@ class Muse(nn.Module):
             x = self.around(f'blocks.{i}', _Recompute.apply, x, block, ctx, self.mesh) if again else self.around(f'blocks.{i}', block, x, ctx)
         return self.around('heads', self.losses, x, b) if self.last else x
 
-    # -------- for generation: see sample.py
-
-    def hidden(self, b, ctx):
-        """As forward, but returns the normalised hidden states (B, T, C); ctx holds mask and cache."""
-        x = self.embed(b)
-        for block in self.blocks.values():
-            x = block(x, ctx)
-        return self.norm(x)
-
-    def logits(self, h):
-        """h (N, C) -> float32 logits (N, vocab)."""
-        y = F.linear(h, self.wte if self.cfg.tie else self.head).float()
+    def logits(self, h, weight=None):
+        """h (N, C) -> logits (N, vocab), float32 or wider, whole on every tp rank. weight (C, vocab/tp): the head, transposed (Decoder)."""
+        y = F.linear(h, self.wte if self.cfg.tie else self.head) if weight is None else h @ weight
+        y, V, g = y.to(torch.promote_types(y.dtype, torch.float32)), self.cfg.vocab_size, self.mesh.tp
+        if g.size > 1:
+            y = all_gather(F.pad(y, (0, -(-V // g.size) - y.shape[1])), g, 1)[:, :V]
         return self.cfg.softcap * torch.tanh(y / self.cfg.softcap) if self.cfg.softcap else y
+
+
+# ---------------------------------------------------------------- generation: see sample.py
+
+class Decoder:
+    """
+    A stage for generation: its blocks with their own copy of the weights, laid out for few rows, and the keys and values of all rows,
+    contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row. Padding is written to the last place, which nobody reads.
+    Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them.
+    """
+    def __init__(self, model):
+        def pack(b):
+            a, m, gain, qkv = b.attn, b.mlp, None, torch.cat((b.attn.q, b.attn.kv)) * b.norm1.gain
+            if a.gain is None:
+                qkv[:len(a.q)] *= model.cfg.hd ** -0.5             # of the scores
+            else:
+                gain = torch.cat((a.gain.expand(a.nh, -1) * model.cfg.hd ** -0.5, torch.ones_like(a.gain).expand(a.nkv, -1)))
+            if isinstance(m, MLP):                                 # up (C, ff), of swiglu (2, C, ff); down (ff, C)
+                up = (m.up * b.norm2.gain).view(-1, *m.down.t().shape).transpose(1, 2)
+                m = (up if len(up) > 1 else up[0]).contiguous(), m.down.t().contiguous()
+            return qkv.t().contiguous(), gain, a.out.t().contiguous(), m, b.norm2.gain.clone()
+        self.model = model
+        self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
+        self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
+        (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
+        self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, model.cfg.hd), a.nh      # zeros: what is masked must be finite
+
+    def fit(self, slots, size):
+        """Room for so many rows and positions; what is there stays."""
+        L, _, have, nkv, most, hd = self.kv.shape
+        if slots > have or size > most - 1:
+            old, slots, size = self.kv, max(slots, have), max(size, most - 1)
+            self.kv = old.new_zeros(L, 2, slots, nkv, size + 1, hd)
+            self.kv[:, :, :have, :, :most] = old
+            freq = self.model.cfg.rope_base ** (-torch.arange(0, hd, 2, device=old.device, dtype=torch.float32) / hd)
+            angle = torch.arange(size + 1, device=old.device)[:, None].float() * freq
+            cos, sin = angle.cos().to(old.dtype), angle.sin().to(old.dtype)
+            self.turn = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)[:, :, None]      # (size + 1, 2, 1, hd)
+
+    def copy(self, a, b, n):
+        """The first n positions of slot a to slot b."""
+        self.kv[:, :, b, :, :n] = self.kv[:, :, a, :, :n]
+
+    def step(self, batch, n, S, rows=None, level=False):
+        """
+        The next T positions of B rows, a batch as for embed_share(), after the n (B,) that each row has; S >= the largest n + T.  rows (B,):
+        their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: T = 1, and all
+        rows that matter have S - 1.
+        -> (B, T, C) hidden states behind this stage; of the last stage normalised, ready for the heads. Keys and values are in the cache.
+        """
+        m, g = self.model, self.model.mesh.pp
+        if m.first:
+            x = all_reduce(m.around('embed', m.embed_share, batch), m.mesh.tp)
+        else:
+            x = self.kv.new_empty(*batch['ids'].shape, m.cfg.n_embd)
+            dist.recv(x, g.ranks[g.rank - 1], group=g.pg)
+        x = self.blocks(x, n, S, rows, level)
+        if m.last:
+            return m.around('heads', m.norm, x)
+        dist.send(x, g.ranks[g.rank + 1], group=g.pg)
+        return x
+
+    def blocks(self, x, n, S, rows, level):
+        cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
+        (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
+        rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
+        slots = torch.arange(B, device=dev) if rows is None else rows
+        at = (torch.arange(2, device=dev)[:, None] * R + slots[:, None, None]) * nkv + torch.arange(nkv, device=dev)
+        at = (at[:, None] * size + pos[:, :, None, None]).flatten()      # (B, T, 2, nkv): rows of kv[layer] as (2 R nkv size, hd)
+        if not level:
+            mask = torch.zeros(B, T, S, dtype=x.dtype, device=dev)
+            mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
+            mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
+        (cos, sin), x = self.turn[pos.flatten()].unbind(1), x.reshape(B * T, C)
+        eps = torch.full((), 1e-6, dtype=torch.promote_types(x.dtype, torch.float32), device=dev)
+        seen = self.kv[:, :, :B, :, :S].flatten(2, 3).unbind() if rows is None else [None] * L     # a view: B is all, or the first of all
+
+        def rms(x):                                                # as _RMSNorm without gain, in the fewest operations
+            s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype)
+            return x * torch.addcmul(eps, s, s, value=1 / x.shape[-1]).rsqrt_().to(x.dtype)
+
+        def add(x, y, w):                                          # x + y w, summed over tp
+            return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)
+
+        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), self.kv.view(L, -1, hd).unbind(), self.kv.unbind(), seen):
+            y = torch.mm(rms(x), qkv).view(B * T, nh + 2 * nkv, hd)
+            qk = y[:, :nh + nkv] if gain is None else rms(y[:, :nh + nkv]).mul_(gain)
+            qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
+            flat.index_copy_(0, at, torch.cat((qk[:, nh:], y[:, nh + nkv:]), 1).view(-1, hd))
+            k, v = near if rows is None else kv[:, :, :, :S][:, rows].view(2, B * nkv, S, hd)
+            q = qk[:, :nh].reshape(B, T, nkv, rep, hd)
+            q = (q if T == 1 else q.transpose(1, 2)).reshape(B * nkv, T * rep, hd)
+            y = torch.bmm(q, k.transpose(1, 2)) if level else torch.baddbmm(mask, q, k.transpose(1, 2))
+            y = torch.bmm(y.softmax(-1), v)
+            x = add(x, y.view(B, nkv, T, rep, hd).transpose(1, 2).reshape(B * T, nh * hd) if T > 1 else y.view(B, nh * hd), out)
+            if isinstance(mlp, tuple):
+                h = rms(x) @ mlp[0]
+                x = add(x, h.relu_().square_() if cfg.act == 'relu2' else F.silu(h[0], inplace=True).mul_(h[1]), mlp[1])
+            else:                                                  # experts: the tokens are split over tp
+                y = F.pad(rms(x) * gain2, (0, 0, 0, -B * T % g.size))[None]
+                y = self.model.around(f'blocks.{i}', mlp, my_slice(y, g, 1) if mlp.mesh.sp else y, {})
+                x = x + (all_gather(y, g, 1) if mlp.mesh.sp else y)[0, :B * T]
+        return x.view(B, T, C)
 
 
 def build(cfg, mesh, seed, chunks=1):

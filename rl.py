@@ -23,7 +23,7 @@ from data.loader import collate
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
-from sample import generate, turn
+from sample import Engine, turn
 
 # -------- files
 init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
@@ -302,19 +302,16 @@ def sync():
 def rollout(encoded, number):
     """
     Encoded prompts -> for each dict(ids: what came after it; for each of them logp: log-probability under the policy, logq: under what it
-    was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>). The one place that knows the engine. Blocks of sample_rows prompts
-    go to the ranks in turn, with random numbers that depend on (seed, number, block) alone; every rank gets all of them.
+    was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>). The one place that knows the engine. Each rank takes its share; random
+    numbers depend on (seed, number, place in the list) alone; every rank gets all of them. The same prompt again is read once.
     """
     sync()
-    mine = {}
-    for k, at in enumerate(range(0, len(encoded), sample_rows)):
-        outs = generate(sampler, codec, encoded[at:at + sample_rows], max_new=max_new, temperature=temperature, batch=sample_rows,
-                        seed=(seed * 1009 + number) * 4099 + k) if k % world == rank else []
-        for i, o in enumerate(outs):
-            n, logp = len(o['logp']), np.array(o['logp'], np.float64)
-            done = n > len(o['ids'])                   # generate leaves the last <eot> out of the ids
-            mine[at + i] = dict(ids=o['ids'] + [codec.sp['eot']] * done, logp=logp, logq=np.array(o.get('logq', logp), np.float64),
-                                w=np.array(o.get('w', [1] * n), np.uint8), done=done)
+    engine, n = Engine(sampler, codec, rows=sample_rows), len(encoded)
+    rows = {i: engine.add(encoded[i], index=i, seed=seed * 1009 + number, max_new=max_new, temperature=temperature)
+            for i in range(rank * n // world, (rank + 1) * n // world)}
+    engine.run()
+    mine = {i: dict(ids=r.ids, logp=np.array(r.logp), logq=np.array(r.logq), w=np.array(r.w, np.uint8), done=r.ids[-1] == codec.sp['eot'])
+            for i, r in rows.items()}
     said = [mine]
     if world > 1:
         said = [None] * world

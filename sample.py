@@ -1,305 +1,527 @@
 """
-Generation: text, pictures (PNG) and sound (WAV) from a checkpoint, one process.
+Generation: text, pictures (PNG) and sound (WAV) from a checkpoint.
 
     python sample.py --image=photo.png --prompt='how many?'
     python sample.py --prompt='draw: a red circle' --num=4 --guide=1.5
     python sample.py --audio=tune.wav --prompt='notes?'
     python sample.py --out_dir=out-shakespeare-char --start='ROMEO:' --max_new=500
     python sample.py --chat
+    torchrun --nproc_per_node=2 sample.py --tp=2 --prompt='how many?'
 
-The engine, generate(), takes encoded prompts and returns ids, log-probabilities, pictures and sounds. Rows of different lengths run in lockstep on
-one contiguous KV cache; each row has its own random generator, so padding, batching and finished neighbours change nothing.
+The engine takes encoded prompts and returns ids, log-probabilities, pictures and sounds; nothing is tokenised twice. Rows run in lockstep, a
+position per step, on one contiguous KV cache; the place of a row that ended goes to the next request, or the last row moves into it. A prompt
+that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so neighbours,
+order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import os, sys
+import ctypes, os, sys
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
+from PIL import Image
 from data.codec import BadInput, Codec, load_audio, load_image, mel, save_wav, to_uint8, unmel, unpatchify
 from data.loader import loc_rc
-from model import D, ModelConfig, Muse
+from model import D, Decoder, ModelConfig, build
 from optim_zero import Checkpoint, checkpoints
+from parallel import check_layout, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model
 
-def load_model(path, device='cpu', dtype=torch.float32):
-    """A checkpoint folder, or the out_dir that holds some (its newest) -> (model, codec, meta). ValueError, one line, if there is none."""
+def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
+    """
+    A checkpoint folder, or the out_dir that holds some (the newest that is whole) -> (model, codec, meta); with tp or pp this rank's part, in a
+    running world of tp * pp. ValueError, one line, if there is none or the layout does not fit.
+    """
     path = Path(path)
-    if not (path / 'manifest.json').exists():
-        found = checkpoints(path)
-        if not found:
-            raise ValueError(f'{path}: no checkpoint there: train first (python train.py), or give another --out_dir')
-        path = found[0]
-    ck = Checkpoint(path)
-    cfg = ModelConfig(**ck.meta['model'])
-    model = Muse(cfg).eval()
-    ck.fill((f'param/{n}', p.spec, p) for n, p in model.named_parameters())
-    ck.fill((f'buffer/{n}', b.spec, b) for n, b in model.named_buffers() if n.endswith('.bias'))
-    return model.to(device, dtype), Codec.from_state(ck.meta['codec']), ck.meta
+    found = [path] if (path / 'manifest.json').exists() else checkpoints(path)
+    if not found:
+        raise ValueError(f'{path}: no checkpoint there: train first (python train.py), or give another --out_dir')
+    for p, older in zip(found, [*found[1:], None]):
+        try:
+            ck = Checkpoint(p)
+            cfg = ModelConfig(**ck.meta['model'])
+            check_layout(tp * pp, tp=tp, pp=pp, n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, ff=cfg.ff, rows=1, T=tp,
+                         n_expert=cfg.n_expert, shared_ff=cfg.shared_ff, flow_width=cfg.flow_width)
+            model = build(cfg, make_mesh(tp=tp, pp=pp, n_kv_head=cfg.n_kv_head, tie=cfg.tie), 0)[0].eval()
+            ck.fill((f'param/{n}', p.spec, p) for n, p in model.named_parameters())
+            ck.fill((f'buffer/{n}', b.spec, b) for n, b in model.named_buffers() if n.endswith('.bias'))
+            return model.to(device, dtype), Codec.from_state(ck.meta['codec']), ck.meta
+        except ValueError as e:
+            if not older or not str(e).startswith(str(p)):             # not the checkpoint's fault
+                raise
+            print(f'{e}; taken instead: {older}', file=sys.stderr)
 
 
-class Cache:
-    """Keys and values, contiguous (L, B, nkv, S, hd); n (B,) positions filled in each row."""
-    def __init__(self, cfg, rows, size, device, dtype):
-        shape = (cfg.n_layer, rows, cfg.n_kv_head, size, cfg.hd)
-        self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        self.n = torch.zeros(rows, dtype=torch.long, device=device)
-        self.used = 0
-
-    def put(self, layer, k, v):
-        """k, v (B, nkv, T, hd) of the positions after the filled ones -> all keys and values up to the longest row."""
-        T, end = k.shape[2], self.used + k.shape[2]
-        if T > 1:                                             # prefill: all rows start at 0
-            self.k[layer, :, :, :T], self.v[layer, :, :, :T] = k, v
-        else:
-            rows = torch.arange(len(self.n), device=k.device)
-            self.k[layer, rows, :, self.n], self.v[layer, rows, :, self.n] = k[:, :, 0], v[:, :, 0]
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def keep(self, rows):
-        """Drop the other rows."""
-        self.k, self.v, self.n = self.k[:, rows].contiguous(), self.v[:, rows].contiguous(), self.n[rows]
-
-
-def step(model, cache, rows):
+def features(codec, e, blind=False, before=-1):
     """
-    Feed each row its next positions, a dict(ids, x: {index: payload}, rc: (n, 4)) of numpy; all rows one position, or, on an empty cache, any number.
-    Returns the hidden state (B, C) at the last position of each row.
+    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img> and
+    <aud>, in order. blind: zeros instead. before: the id in front of the document.
     """
-    dev, B, T = cache.k.device, len(rows), max(len(r['ids']) for r in rows)
-    ids, rc = np.zeros((B, T), np.int64), np.full((B, T, 4), -1, np.float32)
-    pay = {'img': ([], []), 'aud': ([], [])}
-    for b, r in enumerate(rows):
-        ids[b, :len(r['ids'])], rc[b, :len(r['ids'])] = r['ids'], r['rc']
-        for kind, (where, values) in pay.items():
-            i, v = r[kind]
-            where.append(b * T + i), values.append(v)
-    rc = rc.reshape(-1, 4)
-    rc_i = np.flatnonzero((rc >= 0).any(1))
-    batch = dict(ids=ids, pos=cache.n.cpu().numpy()[:, None] + np.arange(T), rc_i=rc_i, rc=rc[rc_i])
-    for kind, (where, values) in pay.items():
-        batch[f'xin_{kind}_i'], batch[f'xin_{kind}'] = np.concatenate(where).astype(np.int64), np.concatenate(values).astype(np.float32)
-    batch = {k: torch.from_numpy(np.ascontiguousarray(v)).to(dev) for k, v in batch.items()}
-    S = cache.used + T
-    sees = torch.arange(S, device=dev) <= batch['pos'][:, :, None]              # (B, T, S)
-    batch['doc'] = batch['ids'][:, :1] * 0
-    ctx = model.context(batch, cache.k.dtype)
-    ctx.update(mask=torch.zeros(sees.shape, dtype=cache.k.dtype, device=dev).masked_fill_(~sees, float('-inf')), cache=cache, kind=None)
-    h = model.hidden(batch, ctx)
-    n = torch.tensor([len(r['ids']) for r in rows], device=dev)
-    cache.n, cache.used = cache.n + n, max(cache.used, int((cache.n + n).max()))
-    return h[torch.arange(B, device=dev), n - 1]
+    ids, img, aud = e['ids'], codec.sp['img'], codec.sp['aud']
+    rc, at = np.full((len(ids), 4), -1, np.float32), np.flatnonzero(ids == img)
+    rc[at, :2], rc[at - 1, 2:] = e['rc'], e['rc']                      # an <img> is never first: its header is
+    rc[:, :2] = np.where((ids >= codec.loc0)[:, None], loc_rc(np.r_[before, ids], codec)[1:], rc[:, :2])
+    kind = ids[np.isin(ids, (img, aud))]
+    x = np.zeros((len(kind), D), np.float32)
+    if not blind:
+        x[kind == img] = e['patches'] / np.float32(127.5) - 1
+        x[kind == aud, :e['frames'].shape[1]] = e['frames']
+    return ids, rc, x
 
 
-# ---------------------------------------------------------------- one row
+def read(dec, codec, feeds, n, S, rows):
+    """feeds, for B rows the features() of what comes after their n (B,) positions in slots `rows` -> Decoder.step's (B, T, C)."""
+    T, dev, img, aud = max(len(f[0]) for f in feeds), dec.kv.device, codec.sp['img'], codec.sp['aud']
+    ids, rc = np.zeros((len(feeds), T), np.int64), np.full((len(feeds), T, 4), -1, np.float32)
+    for b, f in enumerate(feeds):
+        ids[b, :len(f[0])], rc[b, :len(f[0])] = f[0], f[1]
+    flat, rc, x = ids.reshape(-1), rc.reshape(-1, 4), np.concatenate([f[2] for f in feeds])
+    kind, batch = flat[np.isin(flat, (img, aud))], dict(ids=ids, rc_i=np.flatnonzero((rc >= 0).any(1)))
+    batch['rc'] = rc[batch['rc_i']]
+    for k, i in (('img', img), ('aud', aud)):
+        batch[f'xin_{k}_i'], batch[f'xin_{k}'] = np.flatnonzero(flat == i), x[kind == i]
+    batch = {k: torch.from_numpy(v).to(dev) for k, v in batch.items()}
+    return dec.step(batch, torch.as_tensor(n, device=dev), S, torch.as_tensor(rows, device=dev))
+
+
+def from_last(x, mesh):
+    """x, filled in as the last stage has it."""
+    if mesh.pp.size > 1:
+        dist.broadcast(x, mesh.pp.ranks[-1], group=mesh.pp.pg)
+    return x
+
+
+# ---------------------------------------------------------------- choosing
+
+def bits(key, *parts):
+    """Integer arrays that broadcast -> uint64, a hash of their values in order, by the steps of SplitMix64 (Steele, Lea, Flood 2014)."""
+    z = np.atleast_1d(key).astype(np.uint64)
+    for p in parts:
+        z = z + np.uint64(0x9E3779B97F4A7C15) * (np.atleast_1d(p).astype(np.uint64) + np.uint64(1))
+        z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        z = z ^ z >> np.uint64(31)
+    return z
+
+
+def uniform(key, *parts):
+    """The same as float64 in (0, 1); 40 bits, so that the largest times a sum stays below that sum."""
+    return ((bits(key, *parts) >> np.uint64(24)).astype(np.float64) + .5) * 2.0 ** -40
+
+
+def normal(key, at, n):
+    """key, at (N,) -> (N, n) float32 normal numbers (Box and Muller 1958)."""
+    u = uniform(bits(key, at)[:, None], 1 + np.arange(2 * n))
+    return (np.sqrt(-2 * np.log(u[:, :n])) * np.cos(2 * np.pi * u[:, n:])).astype(np.float32)
+
+
+def choose(logits, bias, temperature, u, top_k=None, top_p=None):
+    """
+    logits (B, V); bias (V,) or (B, V): 0 where grammar allows an id, else -inf; of each row, (B,) float64: temperature (0: greedy), u uniform in
+    (0, 1) and, if any row wants them, top_k (V: off) and top_p (2: off; the most probable id always stays).  -> ids (B,) and, float64 (B,),
+    logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1;
+    logq: under the distribution that was drawn from (greedy: 0).
+    """
+    z = (logits + bias) / torch.where(temperature > 0, temperature, 1)[:, None]
+    if top_k is not None:
+        s = z.sort(-1, descending=True).values
+        s = s.masked_fill(torch.arange(s.shape[1], device=s.device) >= top_k[:, None], float('-inf'))
+        p = s.softmax(-1, dtype=torch.float64)
+        n = (p.cumsum(-1) - p < top_p[:, None]).sum(-1).minimum(top_k.long()).clamp_(min=1)      # the fewest whose mass is top_p
+        z = z.masked_fill(z < s.gather(1, n[:, None] - 1), float('-inf'))
+    q = z.softmax(-1, dtype=torch.float64)
+    c = q.cumsum(-1)
+    i = torch.where(temperature > 0, (c <= u[:, None] * c[:, -1:]).sum(-1), z.argmax(-1))[:, None]
+    logp = (logits.gather(1, i)[:, 0] - logits.logsumexp(-1)).double()
+    return i[:, 0], logp, q.gather(1, i)[:, 0].log() * (temperature > 0)
+
+
+# ---------------------------------------------------------------- one request
+
+TEXT, HEIGHT, WIDTH, PICTURE, SOUND = range(5)          # where grammar stands: <boi> h w [img]*hw <eoi>, <boa> [aud]* <eoa>
+
 
 class Row:
-    """One sequence: what was fed, what grammar allows next, its own random generator. A picture is <boi> h w [img].. <eoi>, a sound <boa> [aud].. <eoa>."""
-    def __init__(self, codec, prompt, seed, blind):
-        self.codec, self.sp = codec, codec.sp
-        self.rng = torch.Generator().manual_seed(seed)
-        self.ids, self.logp, self.images, self.audio, self.patches, self.frames = [], [], [], [], [], []
-        self.grid, self.header, self.left, self.in_audio, self.done = None, [], 0, False, False
-        ids = prompt['ids']
-        rc = np.full((len(ids), 4), -1, np.float32)
-        img = np.flatnonzero(ids == self.sp['img'])
-        rc[img, :2] = prompt['rc']
-        rc[img[img > 0] - 1, 2:] = prompt['rc'][img > 0]
-        rc[:, :2] = np.where((ids >= codec.loc0)[:, None], loc_rc(ids, codec), rc[:, :2])
-        x = np.zeros((len(img), D), np.float32) if blind else prompt['patches'] / np.float32(127.5) - 1
-        aud = np.flatnonzero(ids == self.sp['aud'])
-        f = np.zeros((len(aud), D), np.float32)
-        if not blind:
-            f[:, :prompt['frames'].shape[1]] = prompt['frames']
-        self.feed = dict(ids=ids, rc=rc, img=(img, x.reshape(-1, D)), aud=(aud, f))
-        for i in ids:
-            self._follow(int(i), None)
-        if self.left:
-            self.feed['rc'][-1, 2:] = self._next_rc()
+    """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or inserted; logp, logq) and where grammar stands."""
+    def __init__(self, codec, prompt, then=(), *, index=0, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop=(), on_end=None):
+        self.codec, self.prompt, self.then, self.index, self.left, self.on_end = codec, prompt, then, index, max_new, on_end
+        self.knobs, self.key = (temperature, top_k or codec.n_vocab, top_p if top_p < 1 else 2), bits(seed % 2 ** 64, index)
+        self.stop, self.waits, self.result = {codec.sp['eot'], *stop}, False, None
+        self.ids, self.w, self.logp, self.logq = [], [], [], []
+        self.patches, self.rc, self.frames = [], [], []                # after the prompt; None: made here, in `made`
+        self.made, self.pictures, self.sounds = {codec.sp['img']: [], codec.sp['aud']: []}, [], []
+        self.mode, self.grid, self.todo, self.begun = TEXT, (0, 0), 0, 0
+        self.tail = self.enter(prompt['ids'])
 
-    def _next_rc(self):
-        h, w = self.grid
-        k = h * w - self.left
+    def enter(self, ids):
+        """Grammar goes on over ids (n,) of an encoded document. Only a header or <boa> at its very end can be open; -> its length."""
+        edges = np.flatnonzero(np.isin(ids, [self.codec.sp[k] for k in ('boi', 'eoi', 'boa', 'eoa')]))
+        tail = len(ids) - int(edges[-1]) if len(edges) and ids[edges[-1]] in (self.codec.sp['boi'], self.codec.sp['boa']) else 0
+        for i in ids[len(ids) - tail:].tolist():
+            self.follow(i)
+        return tail
+
+    def centre(self):
+        (h, w), k = self.grid, self.grid[0] * self.grid[1] - self.todo
         return (k // w + .5) / h, (k % w + .5) / w
 
-    def _follow(self, i, x):
-        """Grammar after position i (payload x if it was generated)."""
-        sp = self.sp
-        if i == sp['boi']:
-            self.header, self.grid = [], (0, 0)
-        elif self.grid == (0, 0):
-            self.header.append(i - self.codec.loc0)
-            if len(self.header) == 2:
-                self.grid = tuple(self.header)
-                self.left, self.patches = self.grid[0] * self.grid[1], []
-        elif i == sp['img']:
-            self.left -= 1
-            if x is not None:
-                self.patches.append(x)
-        elif i == sp['eoi']:
-            if self.patches:
-                self.images.append(unpatchify(to_uint8(np.clip(np.stack(self.patches), -1, 1)), *self.grid))
-            self.grid, self.patches = None, []
-        elif i == sp['boa']:
-            self.in_audio, self.frames = True, []
-        elif i == sp['aud'] and x is not None:
-            self.frames.append(x[:128])
-        elif i == sp['eoa']:
-            if self.frames:
-                self.audio.append(np.stack(self.frames))
-            self.in_audio, self.frames = False, []
+    def follow(self, i, before=-1):
+        """Grammar goes on over id i -> the coordinates (4,) of its position: own row and column, those of the next. -1: none."""
+        c, own, new = self.codec, (-1, -1), self.mode
+        if i >= c.loc0:                                                # as loader.loc_rc
+            own = tuple((k - c.loc0 + .5) / c.n_loc if k >= c.loc0 else -1 for k in (i, before))
+        if self.mode == TEXT and i in (c.sp['boi'], c.sp['boa']):
+            new, self.grid, self.begun = HEIGHT if i == c.sp['boi'] else SOUND, (0, 0), len(self.frames)
+        elif self.mode == HEIGHT:
+            new, self.grid = WIDTH, (i - c.loc0, 0)
+        elif self.mode == WIDTH:
+            new, self.grid = PICTURE, (self.grid[0], i - c.loc0)
+            self.todo = self.grid[0] * self.grid[1]
+        elif self.mode == PICTURE and i == c.sp['img']:
+            own, self.todo = self.centre(), self.todo - 1
+        elif self.mode == PICTURE:
+            new = TEXT
+            self.pictures.append((len(self.patches), *self.grid))
+        elif self.mode == SOUND and i == c.sp['eoa']:
+            new = TEXT
+            self.sounds.append((self.begun, len(self.frames)))
+        self.mode = new
+        return own + (self.centre() if new == PICTURE and self.todo else (-1, -1))
 
-    def forced(self):
-        """The id that grammar leaves no choice about, or None."""
-        if self.grid and self.grid != (0, 0):
-            return self.sp['img'] if self.left else self.sp['eoi']
-        return None
+    def side(self, max_patches):
+        """In a header: the largest side that may be said."""
+        return max(1, min(self.codec.n_loc - 1, max_patches // max(self.grid[0], 1)))
 
-    def allowed(self, logits, max_patches):
-        """Mask logits (V,) in place to what grammar allows."""
-        c, sp = self.codec, self.sp
-        if self.grid == (0, 0):
-            most = min(c.n_loc - 1, max_patches // (self.header[0] if self.header else 1))
-            keep = logits[c.loc0 + 1:c.loc0 + 1 + max(most, 1)].clone()
-            logits.fill_(float('-inf'))[c.loc0 + 1:c.loc0 + 1 + max(most, 1)] = keep
-        elif self.in_audio:
-            keep = logits[[sp['aud'], sp['eoa']]].clone()
-            logits.fill_(float('-inf'))[[sp['aud'], sp['eoa']]] = keep
-        else:
-            logits[[sp[k] for k in ('img', 'eoi', 'aud', 'eoa', 'pad')]] = float('-inf')
-        return logits
-
-    def take(self, i, x, logp):
-        """Accept position i with payload x (D,) or None; prepares what is fed next."""
-        rc = np.full((1, 4), -1, np.float32)
-        if i == self.sp['img']:
-            rc[0, :2] = self._next_rc()
-        elif i >= self.codec.loc0:
-            rc[0, :2] = loc_rc(np.array([self.feed['ids'][-1], i]), self.codec)[1]
-        self.ids.append(i), self.logp.append(logp)
-        self._follow(i, x)
-        if self.left:
-            rc[0, 2:] = self._next_rc()
-        none = (np.zeros(0, np.int64), np.zeros((0, D), np.float32))
-        one = (np.zeros(1, np.int64), x[None]) if x is not None else none
-        self.feed = dict(ids=np.array([i]), rc=rc, img=one if i == self.sp['img'] else none, aud=one if i == self.sp['aud'] else none)
-
-
-def choose(logits, temperature, top_k, top_p, rng):
-    """float32 logits (V,) -> (id, its log-probability under the distribution that was sampled from)."""
-    if temperature == 0:
-        i = int(logits.argmax())
-        return i, float(torch.log_softmax(logits, 0)[i])
-    logits = logits / temperature
-    if top_k:
-        logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], float('-inf'))
-    if top_p < 1:
-        s, order = logits.softmax(0).sort(descending=True)
-        logits = logits.index_fill(0, order[s.cumsum(0) - s >= top_p], float('-inf'))
-    logp = torch.log_softmax(logits, 0)
-    i = int(torch.multinomial(logp.exp(), 1, generator=rng))
-    return i, float(logp[i])
+    def finish(self):
+        """
+        -> dict(ids and text without the last <eot>; logp, logq, w: of every new position; images [uint8 (H, W, 3)], audio [(n, 128)]: made
+        here; doc: prompt and all that followed as an encoded document, with w as its weights: what a trainer learns from).
+        """
+        sp, p = self.codec.sp, self.prompt
+        made = {k: iter(torch.stack(v).cpu().numpy() if v else ()) for k, v in self.made.items()}
+        patches = [to_uint8(next(made[sp['img']])) if x is None else x for x in self.patches]
+        frames = [next(made[sp['aud']])[:128] if x is None else x for x in self.frames]
+        sounds = self.sounds + [(self.begun, len(frames))] * (self.mode == SOUND)            # one that was cut off is kept
+        glue = lambda k, new: np.concatenate([p[k], np.array(new, p[k].dtype).reshape(-1, *p[k].shape[1:])])
+        doc = dict(ids=glue('ids', self.ids), w=np.r_[np.zeros(len(p['ids']), np.uint8), np.array(self.w, np.uint8)],
+                   patches=glue('patches', patches), rc=glue('rc', self.rc), frames=glue('frames', frames))
+        ids = self.ids[:-1] if self.ids[-1:] == [sp['eot']] else self.ids
+        self.result = dict(ids=ids, text=self.codec.untext([i for i in ids if i not in (sp['img'], sp['aud'])]), doc=doc,
+                           logp=self.logp, logq=self.logq, w=self.w, audio=[np.stack(frames[a:b]) for a, b in sounds if b > a],
+                           images=[unpatchify(np.stack(patches[k - h * w:k]), h, w) for k, h, w in self.pictures])
 
 
 # ---------------------------------------------------------------- the engine
 
-@torch.no_grad()
-def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75, max_patches=64,
-             batch=64, blind=False, unprompted=None, stream=None, cached=True):
+class Engine:
     """
-    prompts: encoded documents (Codec.encode). Returns a list of dict(ids, text, logp, images [uint8 (H, W, 3)], audio [frames (n, 128)]).
-    temperature 0: greedy. guide > 1: pictures and sounds are pushed away from what an empty prompt gives (`unprompted`, encoded).  blind: payloads of
-    the prompt are replaced by zeros (the control of every skill).  stream(row, id): called for each new id.  Random numbers of prompt i come from (seed, i).
-    cached=False recomputes everything at every position: slow, for the tests.
+    add() requests, also while it runs; then step(), or run(). A row that ended has its .result, and on_end(row) was called.
+      rows     most at a time, of those that do not wait
+      guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
+      blind    payloads of prompts are replaced by zeros (the control of every skill)
+      on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes on;
+               'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on
+      stream   stream(row, id), for each new id
+    Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
-    out = [None] * len(prompts)
-    dev, dtype = model.norm.gain.device, model.norm.gain.dtype
-    eot, img, aud = codec.sp['eot'], codec.sp['img'], codec.sp['aud']
-    banned = [codec.sp['boi']] * (model.image_out is None) + [codec.sp['boa']] * (model.audio_out is None)       # it cannot make these
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]['ids']))               # neighbours of like length
-    for at in range(0, len(order), batch):
-        which = order[at:at + batch]
-        rows = [Row(codec, prompts[i], seed * 1_000_003 + i, blind) for i in which]
-        twins = [Row(codec, unprompted, 0, False) for _ in rows] if guide != 1 and unprompted is not None else []
-        for r, t in zip(rows, twins):                                                       # a prompt that ends inside a picture or a sound: so does its twin
-            t.grid, t.header, t.left, t.in_audio = r.grid, list(r.header), r.left, r.in_audio
-            if t.left:
-                t.feed['rc'][-1, 2:] = t._next_rc()
-        size = max(len(r.feed['ids']) for r in rows + twins) + max_new + 1
-        cache = Cache(model.cfg, len(rows) + len(twins), size, dev, dtype)
-        alive, fed = rows, [[r.feed] for r in rows + twins]
-        which = list(which)
-        for n in range(max_new):
-            if cached:
-                h = step(model, cache, [r.feed for r in alive + twins])
-            else:
-                cache = Cache(model.cfg, len(fed), size, dev, dtype)
-                h = step(model, cache, [join(f) for f in fed])
-            h, h0 = h[:len(alive)], h[len(alive):] if twins else None
-            forced = [r.forced() for r in alive]
-            need = [b for b, f in enumerate(forced) if f is None]
-            picked, logps = list(forced), [0.0] * len(alive)
-            if need:
-                logits = model.logits(h[need]).cpu()
-                logits[:, banned] = float('-inf')
-                for b, l in zip(need, logits):
-                    picked[b], logps[b] = choose(alive[b].allowed(l, max_patches), temperature, top_k, top_p, alive[b].rng)
-            pay = [None] * len(alive)
-            for ph, head in ((img, model.image_out), (aud, model.audio_out)):
-                bs = [b for b, i in enumerate(picked) if i == ph]
-                if bs:
-                    e = torch.stack([torch.randn(D, generator=alive[b].rng) for b in bs]).to(dev) * noise
-                    for b, x in zip(bs, head.sample(h[bs], e, flow_steps, guide, h0[bs] if twins else None).float().cpu().numpy()):
-                        pay[b] = x
-            for b, r in enumerate(alive):
-                r.take(picked[b], pay[b], logps[b])
-                if twins:
-                    twins[b].take(picked[b], pay[b], 0.0)
-                if stream:
-                    stream(which[b], picked[b])
-                r.done = picked[b] == eot
-            for b, r in enumerate(alive + twins):
-                fed[b].append(r.feed)
-            if any(r.done for r in alive):                                                   # finished rows leave the batch
-                keep = [b for b, r in enumerate(alive) if not r.done]
-                if not keep:
-                    break
-                both = keep + [len(alive) + b for b in keep] if twins else keep
-                cache.keep(both)
-                fed, which = [fed[b] for b in both], [which[b] for b in keep]
-                alive, twins = [alive[b] for b in keep], [twins[b] for b in keep] if twins else []
-        for i, r in zip(order[at:at + batch], rows):
-            if r.frames:
-                r.audio.append(np.stack(r.frames))
-            ids = r.ids[:-1] if r.ids and r.ids[-1] == eot else r.ids
-            out[i] = dict(ids=ids, text=codec.untext([k for k in ids if k not in (img, aud)]), logp=r.logp, images=r.images, audio=r.audio)
-    return out
+    def __init__(self, model, codec, *, rows=64, guide=1.0, unprompted=None, flow_steps=20, noise=0.75, max_patches=64, blind=False,
+                 on_stop=None, stream=None):
+        self.model, self.codec, self.most, self.blind, self.on_stop, self.stream = model, codec, rows, blind, on_stop, stream
+        self.flow, self.noise, self.max_patches = (flow_steps, guide), noise, max_patches
+        self.twin = [dict(unprompted)] if guide != 1 and unprompted is not None else []
+        self.dec, self.waiting, self.rows = Decoder(model), deque(), []          # ... requests, rows
+        self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins with it, h after it or None
+        self.owner, self.holds = [], []                                # row or None; entry of `shared` that the slot begins with
+        self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: coordinates, (id, payload)
+        self.n, self.id = np.zeros(0, np.int64), np.zeros(0, np.int64) # positions in the cache; the id that comes next
+        self.one, self.ready = np.zeros(0, bool), np.zeros(0, bool)    # it is to be decoded; h says what follows
+        self.h = self.dec.kv.new_zeros(0, model.cfg.n_embd)
+        sp, no = codec.sp, ['boi'] * (not model.cfg.image) + ['boa'] * (not model.cfg.audio)
+        self.bias = torch.full((2, model.cfg.vocab_size), float('-inf'), device=self.h.device)             # in text, in a sound
+        self.bias[0, :codec.n_vocab] = self.bias[1, [sp['aud'], sp['eoa']]] = 0
+        self.bias[0, [sp[k] for k in ['img', 'eoi', 'aud', 'eoa', 'pad'] + no]] = float('-inf')
+        if self.h.device.type == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):                  # let glibc keep large blocks:
+            libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)       # given back at every step, they cost up to a third of it
+
+    def add(self, prompt, then=(), **options):
+        """
+        prompt: encoded document, the same object is read once for all; then: a document that goes on from it. Options: max_new (positions
+        chosen or forced), temperature (0: greedy), top_k (0: off), top_p, stop (ids), seed, index (random numbers are theirs), on_end. -> Row
+        """
+        if not len(prompt['ids']):
+            raise ValueError('the prompt is empty: it needs at least one position')
+        self.waiting.append(Row(self.codec, prompt, then, **options))
+        return self.waiting[-1]
+
+    def run(self):
+        while self.step():
+            pass
+        if self.rows:
+            raise RuntimeError(f'{len(self.rows)} rows wait for one another: nothing can go on')
+
+    @torch.inference_mode()
+    def step(self):
+        """One more position for every row that neither waits nor still reads. False: there is nothing to do."""
+        self._admit()
+        if self.todo:
+            self._read()
+            self._admit()                                              # forks of what was read
+        if self.one.any():
+            self._decode()
+        rows = [r for r in self.rows if not r.waits and self.ready[r.slots].all()]
+        if rows:
+            self._choose(rows)
+        return bool(rows or self.todo or self.waiting and self._room() > 0)
+
+    # ---------------- places
+
+    def _room(self):
+        return self.most - sum(not r.waits for r in self.rows)
+
+    def _admit(self):
+        room = self._room() if self.waiting else 0
+        if room > 0:
+            self._fit((1 + len(self.twin)) * (len(self.rows) + min(room, len(self.waiting))),
+                      max(len(r.prompt['ids']) + r.left for r in self.waiting) + sum(len(p['ids']) for p in self.twin))
+        for row in list(self.waiting) if room > 0 else ():
+            begins = [row.prompt, *self.twin]
+            if all(e is None or e.h is not None for e in (self.shared.get(id(p)) for p in begins)):        # else: read for another just now
+                self.waiting.remove(row)
+                self.rows.append(row)
+                row.slots = []
+                for p in begins:
+                    row.slots.append(self._place(row, p))
+                if row.tail and self.twin:                             # the twin is inside the same header or sound
+                    ids, rc, x = self._feed(row, row.prompt)
+                    self._later(row.slots[1:], [ids[-row.tail:], rc[-row.tail:], x[:0]], row.left)
+                if row.then:
+                    self.insert(row, row.then)
+                room -= 1
+                if not room:
+                    return
+
+    def _place(self, row, prompt):
+        """A free slot that begins with prompt, for row: the one that does, or one to which that is copied or will be read."""
+        e, free = self.shared.get(id(prompt)), [s for s, r in enumerate(self.owner) if r is None]
+        s = e.slot if e and e.slot in free else min(free, key=lambda s: (self.holds[s] is not None, s))
+        self.owner[s] = row
+        if not e or s != e.slot:
+            self._forget(s)
+        if e:
+            if s != e.slot:
+                self.dec.copy(e.slot, s, e.n)
+            self.n[s], self.h[s], self.ready[s] = e.n, e.h, True
+        else:
+            e = self.shared[id(prompt)] = SimpleNamespace(prompt=prompt, n=len(prompt['ids']), slot=s, h=None)
+            feed = self._feed(row, prompt) if prompt is row.prompt else features(self.codec, prompt)
+            self.n[s], self.todo[s] = 0, [[*feed, e]]
+        self.holds[s] = e
+        return s
+
+    def _forget(self, slot):
+        """What the slot begins with is about to be overwritten."""
+        e, self.holds[slot] = self.holds[slot], None
+        if e and e.slot == slot:
+            e.slot = next((s for s, other in enumerate(self.holds) if other is e), None)
+            if e.slot is None:
+                del self.shared[id(e.prompt)]
+
+    def _fit(self, slots, size):
+        self.dec.fit(slots, size)
+        new = self.dec.kv.shape[2] - len(self.owner)
+        if new:
+            self.owner, self.holds = self.owner + [None] * new, self.holds + [None] * new
+            self.n, self.id, self.one, self.ready = (np.pad(a, (0, new)) for a in (self.n, self.id, self.one, self.ready))
+            self.h = torch.cat((self.h, self.h.new_zeros(new, self.h.shape[1])))
+
+    def end(self, row):
+        """The row has ended. Its slots are free; what they begin with stays until they are needed."""
+        self.rows.remove(row)
+        for s in row.slots:
+            self.owner[s], self.one[s], self.ready[s] = None, False, False
+            for d in (self.todo, self.rc, self.x):
+                d.pop(s, None)
+        row.finish()
+        if row.on_end:
+            row.on_end(row)
+
+    def _compact(self):
+        """The last rows move down into free slots: a step computes no more rows than there are."""
+        used = [s for s, r in enumerate(self.owner) if r]
+        for old, s in zip(reversed(used), [s for s, r in enumerate(self.owner) if not r]):
+            if s > old:
+                return
+            self._forget(s)
+            self.dec.copy(old, s, int(self.n[old]))
+            for a in (self.n, self.id, self.one, self.ready, self.h, self.owner, self.holds):
+                a[s] = a[old]
+            self.owner[old], self.holds[old], self.one[old], self.ready[old] = None, None, False, False
+            self.owner[s].slots[self.owner[s].slots.index(old)] = s
+            if self.holds[s].slot == old:
+                self.holds[s].slot = s
+            for d in (self.todo, self.rc, self.x):
+                if old in d:
+                    d[s] = d.pop(old)
+
+    # ---------------- feeding
+
+    def _feed(self, row, e, before=-1):
+        ids, rc, x = features(self.codec, e, self.blind, before)
+        if row.mode == PICTURE:                                        # ... it ends with a header: the first patch follows
+            rc[-1, 2:] = row.centre()
+        return [ids, rc, x]
+
+    def _later(self, slots, feed, left):
+        for s in slots if len(feed[0]) else ():
+            self.todo.setdefault(s, []).append([*feed, None])
+            self.one[s] = self.ready[s] = False
+            self._fit(0, max(int(self.n[s]), self.holds[s].n) + sum(len(f[0]) for f in self.todo[s]) + left)
+
+    @torch.inference_mode()
+    def insert(self, row, document):
+        """The row reads a document before it goes on: a tool's result, a crop, reports. Those ids have weight 0."""
+        e, said = self.codec.encode(document), row.ids[-1:] if self.one[row.slots[0]] else []            # said, but not yet in the cache
+        for to, new in ((row.patches, e['patches']), (row.rc, e['rc']), (row.frames, e['frames'])):
+            to.extend(new)
+        before = [*row.prompt['ids'][-1:], *row.ids][-1 - len(said)] if row.ids else row.prompt['ids'][-1]
+        row.enter(e['ids'])
+        feed = self._feed(row, dict(e, ids=np.r_[np.array(said, np.int64), e['ids']]), before)
+        row.ids += e['ids'].tolist()
+        for a in (row.w, row.logp, row.logq):
+            a += [0] * len(e['ids'])
+        row.waits = False
+        self._later(row.slots, feed, row.left)
+
+    def _read(self, most=4096, each=512):
+        """What is still to be read, by chunks, so that rows that decode need not wait long: `each` positions of a row, `most` in all."""
+        slots, T = [], 0
+        for s, feeds in self.todo.items():
+            t = max(T, min(len(feeds[0][0]), each))
+            if not slots or (len(slots) + 1) * t <= most:
+                slots.append(s)
+                T = t
+        now = []
+        for s in slots:
+            ids, rc, x, e = self.todo[s][0]
+            k = int(np.isin(ids[:T], (self.codec.sp['img'], self.codec.sp['aud'])).sum())
+            self.todo[s][0] = [ids[T:], rc[T:], x[k:], e]
+            now.append((ids[:T], rc[:T], x[:k]))
+        h = read(self.dec, self.codec, now, self.n[slots], int(self.n[slots].max()) + T, slots)
+        for b, s in enumerate(slots):
+            self.n[s] += len(now[b][0])
+            if not len(self.todo[s][0][0]):
+                self.h[s], e = h[b, len(now[b][0]) - 1], self.todo[s].pop(0)[3]
+                if e:
+                    e.h = self.h[s].clone()
+                if not self.todo[s]:
+                    del self.todo[s]
+                    self.ready[s] = True
+
+    def _decode(self):
+        on = self.one.nonzero()[0]
+        top, dev = int(on[-1]) + 1, self.h.device
+        batch = dict(ids=torch.from_numpy(self.id[:top, None].copy()).to(dev))
+        if self.rc:
+            batch['rc_i'] = torch.tensor(list(self.rc), device=dev)
+            batch['rc'] = torch.tensor(list(self.rc.values()), dtype=torch.float32, device=dev)
+        for k in ('img', 'aud') if self.x else ():
+            x = {s: x for s, (i, x) in self.x.items() if i == self.codec.sp[k]}
+            if x:
+                batch[f'xin_{k}_i'], batch[f'xin_{k}'] = torch.tensor(list(x), device=dev), torch.stack(list(x.values()))
+        n, S = torch.from_numpy(self.n[:top].copy()).to(dev), int(self.n[on].max()) + 1
+        h = self.dec.step(batch, n, S, level=bool((self.n[on] == S - 1).all()))[:, 0]
+        self.h[on] = h[on]
+        self.n[on] += 1
+        self.ready[on], self.one[on], self.rc, self.x = True, False, {}, {}
+
+    # ---------------- choosing
+
+    def _choose(self, rows):
+        m, sp, dev = self.model, self.codec.sp, self.h.device
+        slots, keys, knobs = np.array([r.slots for r in rows]), np.concatenate([r.key for r in rows]), np.array([r.knobs for r in rows])
+        n, at = self.n[slots[:, 0]], torch.from_numpy(slots).to(dev)
+        out = torch.empty(3, len(rows), dtype=torch.float64, device=dev)
+        if m.last:
+            h, bias = self.h[at[:, 0]], self.bias[0]
+            if any(r.mode not in (TEXT, PICTURE) for r in rows):
+                bias, first = self.bias[[int(r.mode == SOUND) for r in rows]], self.codec.loc0 + 1
+                for b, r in enumerate(rows):
+                    if r.mode in (HEIGHT, WIDTH):
+                        bias[b] = float('-inf')
+                        bias[b, first:first + r.side(self.max_patches)] = 0
+            t, k, p, u = torch.from_numpy(np.c_[knobs, uniform(keys, n, 0)]).to(dev).unbind(1)
+            top = (k, p) if (knobs[:, 1] < self.codec.n_vocab).any() or (knobs[:, 2] < 1).any() else ()
+            out = torch.stack([x.double() for x in choose(m.around('heads', m.logits, h, self.dec.head), bias, t, u, *top)])
+        ids, logp, logq = from_last(out, m.mesh).tolist()              # the one place where the host waits for the device
+        ids = [(sp['img'] if r.todo else sp['eoi']) if r.mode == PICTURE else int(i) for r, i in zip(rows, ids)]
+        made = {}
+        for kind, head in ((sp['img'], 'image_out'), (sp['aud'], 'audio_out')):
+            some = [b for b, i in enumerate(ids) if i == kind]
+            if some:
+                x = torch.empty(len(some), D, device=dev)
+                if m.last:
+                    e = torch.from_numpy(normal(keys[some], n[some], D)).to(dev) * self.noise
+                    x = m.around('heads', getattr(m, head).sample, h[some], e, *self.flow, self.h[at[some, 1]] if self.twin else None).float()
+                    if kind == sp['img']:                              # 8 bits, as every patch in training: a picture is a document again
+                        x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+                made |= zip(some, from_last(x, m.mesh))
+        self.id[slots], self.one[slots], self.ready[slots] = np.array(ids)[:, None], True, False
+        for b, (r, i) in enumerate(zip(rows, ids)):
+            free, before = r.mode != PICTURE, r.ids[-1] if r.ids else r.prompt['ids'][-1]
+            r.ids.append(i), r.w.append(int(free)), r.logp.append(logp[b] * free), r.logq.append(logq[b] * free)
+            r.left -= 1
+            if not free or i >= self.codec.n_text:
+                rc = r.follow(i, before)
+                if max(rc) >= 0:
+                    self.rc |= dict.fromkeys(r.slots, rc)
+                if b in made:
+                    self.x |= dict.fromkeys(r.slots, (i, made[b]))
+                    r.made[i].append(made[b])
+                    r.frames.append(None) if i == sp['aud'] else (r.patches.append(None), r.rc.append(rc[:2]))
+        for r, i in zip(rows, ids):
+            if self.stream:
+                self.stream(r, i)
+            said = self.on_stop(r) if i in r.stop and r.left and self.on_stop else None
+            if not r.left or i in r.stop and said is None:
+                self.end(r)
+            elif i in r.stop:
+                r.waits = said == 'wait'
+                r.waits or self.insert(r, said)
+        if not self.waiting and max((s for r in self.rows for s in r.slots), default=-1) >= sum(len(r.slots) for r in self.rows):
+            self._compact()
 
 
-def join(feeds):
-    """The positions fed one after the other as one feed."""
-    at = np.cumsum([0] + [len(f['ids']) for f in feeds])
-    glue = lambda k: (np.concatenate([f[k][0] + a for f, a in zip(feeds, at)]), np.concatenate([f[k][1] for f in feeds]))
-    return dict(ids=np.concatenate([f['ids'] for f in feeds]), rc=np.concatenate([f['rc'] for f in feeds]), img=glue('img'), aud=glue('aud'))
+def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75,
+             max_patches=64, batch=64, blind=False, unprompted=None, stream=None):
+    """
+    prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time; the
+    same object several times is read once. stream(number of the prompt, id). The rest as in Engine and Engine.add.
+    """
+    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise, max_patches=max_patches,
+                    blind=blind, stream=stream and (lambda row, i: stream(row.index, i)))
+    rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p) for i, p in enumerate(prompts)]
+    engine.run()
+    return [r.result for r in rows]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def score(model, codec, docs, blind=False, batch=64):
     """Encoded documents -> for each the sum of log-probabilities (nats) of its learned text positions (w = 1)."""
-    out = []
+    out, dec = [], Decoder(model)
     for at in range(0, len(docs), batch):
         part = docs[at:at + batch]
-        rows = [Row(codec, d, 0, blind).feed for d in part]
-        cache = Cache(model.cfg, len(rows), max(len(d['ids']) for d in part), model.norm.gain.device, model.norm.gain.dtype)
-        keep = {}
-        model_norm = model.norm.register_forward_hook(lambda m, a, y: keep.__setitem__('h', y))
-        step(model, cache, rows)
-        model_norm.remove()
-        for b, d in enumerate(part):
+        B, T = len(part), max(len(d['ids']) for d in part)
+        dec.fit(B, T)
+        h = read(dec, codec, [features(codec, d, blind) for d in part], np.zeros(B, np.int64), T, np.arange(B))
+        total = torch.zeros(B, dtype=torch.float64, device=h.device)
+        for b, d in enumerate(part) if model.last else ():
             i = np.flatnonzero((d['w'] > 0) & (d['ids'] != codec.sp['img']))
             i = i[i > 0]
-            logp = torch.log_softmax(model.logits(keep['h'][b, i - 1]), -1)
-            out.append(float(logp[torch.arange(len(i)), torch.from_numpy(d['ids'][i]).to(logp.device)].sum()))
+            logp = torch.log_softmax(model.around('heads', model.logits, h[b, i - 1], dec.head), -1)
+            total[b] = logp.gather(1, torch.from_numpy(d['ids'][i]).to(h.device)[:, None]).sum()
+        out += from_last(total, model.mesh).tolist()
     return out
 
 
@@ -307,6 +529,15 @@ def turn(codec, text, images=(), sounds=()):
     """The segments of a user's turn, up to the point where the assistant speaks. Pictures come first, sounds inside the turn."""
     return [*(('image', x, 0) for x in images), ('ids', [codec.sp['user']], 0), *(('audio', x, 0) for x in sounds), ('text', text, 0),
             ('ids', [codec.sp['assistant']], 0)]
+
+
+def follow_up(codec, doc, segments):
+    """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends, <eot> is put."""
+    r, ids, sp = Row(codec, doc), doc['ids'], codec.sp
+    n = len(ids) - (0 if r.mode == SOUND else r.tail)
+    e = codec.encode([('ids', [sp['eoa']] * (r.mode == SOUND) + [sp['eot']] * int(ids[n - 1] != sp['eot']), 0), *segments])
+    cut = dict(ids=n, w=n, **dict.fromkeys(('patches', 'rc'), len(doc['rc']) - int((ids[n:] == sp['img']).sum())), frames=len(doc['frames']))
+    return {k: np.concatenate([doc[k][:cut[k]], e[k]]) for k in e}
 
 
 # ---------------------------------------------------------------- command line
@@ -329,19 +560,33 @@ if __name__ == '__main__':
     save = ''                  # folder for pictures and sounds; '': out_dir/samples
     chat = False               # a conversation in the terminal
     device = 'cpu'             # cpu | cuda
+    tp = 1                     # tensor parallel, and
+    pp = 1                     # pipeline parallel: torchrun --nproc_per_node=(tp * pp) sample.py ...
     from configurator import configure
     configure(globals())
-    for ok, say in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
-                    (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'), (max_new >= 1, f'max_new={max_new}: at least 1'),
-                    (device == 'cpu' or device.startswith('cuda') and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available())):
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    say = print if rank == 0 else (lambda *a, **k: None)
+
+    def die(why):
+        sys.exit(f'sample.py: {why}' if rank == 0 else 1)
+
+    gpu = device.startswith('cuda') and torch.cuda.is_available()
+    for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
+                    (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
+                    (max_new >= 1, f'max_new={max_new}: at least 1'),
+                    (device == 'cpu' or gpu, f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
+                    (world == tp * pp, f'tp={tp} * pp={pp} is not the number of processes, {world}: torchrun --nproc_per_node={tp * pp} '
+                                       'sample.py ..., or leave them 1'),
+                    (world == 1 or not chat, f'chat: a conversation takes one process, not {world}')):
         if not ok:
-            sys.exit(f'sample.py: {say}')
+            die(why)
     try:
-        model, codec, meta = load_model(out_dir, device)
+        device = start_world(device)[2]
+        model, codec, meta = load_model(out_dir, device, tp=tp, pp=pp)
     except ValueError as e:
-        sys.exit(f'sample.py: {e}')
+        die(e)
     folder = Path(save or Path(out_dir) / 'samples')
-    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, guide=guide, flow_steps=flow_steps, noise=noise,
+    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise,
                    unprompted=codec.encode(turn(codec, '')))
 
     def files(names, load):
@@ -354,19 +599,14 @@ if __name__ == '__main__':
         return mel(load_audio(name))
 
     def write(results, prefix='sample'):
-        """Pictures and sounds to files; returns their names."""
-        names = []
-        for i, r in enumerate(results):
-            for j, x in enumerate(r['images']):
-                names.append(folder / f'{prefix}_{i}{f"_{j}" if j else ""}.png')
-                folder.mkdir(parents=True, exist_ok=True)
-                from PIL import Image
-                Image.fromarray(x).save(names[-1])
-            for j, x in enumerate(r['audio']):
-                names.append(folder / f'{prefix}_{i}{f"_{j}" if j else ""}.wav')
-                folder.mkdir(parents=True, exist_ok=True)
-                save_wav(names[-1], unmel(x))
-        return names
+        """Pictures and sounds to files, whose names are printed."""
+        for i, r in enumerate(results if rank == 0 else []):
+            for end, things in (('png', r['images']), ('wav', r['audio'])):
+                for j, x in enumerate(things):
+                    name = folder / f'{prefix}_{i}{f"_{j}" if j else ""}.{end}'
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(x).save(name) if end == 'png' else save_wav(name, unmel(x))
+                    print(name)
 
     class Streamer:
         """Prints text as it comes: whole characters only, placeholders of pictures and sounds left out."""
@@ -378,34 +618,29 @@ if __name__ == '__main__':
                 self.ids.append(i)
                 text = codec.untext(self.ids)
                 text = text[:-1] if text.endswith('\ufffd') else text
-                print(text[self.shown:], end='', flush=True)
+                say(text[self.shown:], end='', flush=True)
                 self.shown = len(text)
 
-    def answer(doc, n=1):
-        results = generate(model, codec, [codec.encode(doc)] * n, stream=Streamer() if n == 1 else None, **options)
+    def answer(doc, n=1, number=0):
+        results = generate(model, codec, [doc] * n, stream=Streamer() if n == 1 else None, seed=seed + number, **options)
         if n == 1:
-            print()
+            say()
         else:
             for i, r in enumerate(results):
-                print(f'[{i}] {r["text"]}')
+                say(f'[{i}] {r["text"]}')
         return results
 
     try:
+        images, sounds = files(image, picture), files(audio, sound)
         if not chat:
-            doc = [('text', start)] if start else turn(codec, prompt, files(image, picture), files(audio, sound))
             if start and not codec.text(start):
-                sys.exit('sample.py: --start is empty')
-            for name in write(answer(doc, num)):
-                print(name)
+                die('--start is empty')
+            write(answer(codec.encode([('text', start)] if start else turn(codec, prompt, images, sounds)), num))
             sys.exit(0)
     except (BadInput, OSError) as e:
-        sys.exit(f'sample.py: {e}')
-    try:
-        images, sounds = files(image, picture), files(audio, sound)
-    except (BadInput, OSError) as e:
-        sys.exit(f'sample.py: {e}')
+        die(e)
     print('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
-    doc, turns = [], 0
+    doc, turns = None, 0
     while True:
         try:
             line = input('> ').strip()
@@ -416,7 +651,7 @@ if __name__ == '__main__':
             if line in ('/quit', '/exit'):
                 break
             elif line == '/new':
-                doc, images, sounds = [], [], []
+                doc, turns, images, sounds = None, 0, [], []
             elif line.startswith('/image '):
                 images.append(picture(line[7:].strip()))
             elif line.startswith('/audio '):
@@ -424,15 +659,11 @@ if __name__ == '__main__':
             elif line.startswith('/'):
                 print('commands: /image FILE, /audio FILE, /new, /quit')
             elif line:
-                doc += turn(codec, line, images, sounds)
-                images, sounds = [], []
-                r = answer(doc)
-                for name in write(r, f'chat_{turns}'):
-                    print(name)
-                turns += 1
-                doc += [('text', r[0]['text'])] if not r[0]['images'] and not r[0]['audio'] else \
-                    [*(('image', x, 0) for x in r[0]['images']), *(('audio', x, 0) for x in r[0]['audio'])]
-                doc.append(('ids', [codec.sp['eot']], 0))
+                asked = turn(codec, line, images, sounds)
+                doc, images, sounds = follow_up(codec, doc, asked) if doc else codec.encode(asked), [], []
+                r, = answer(doc, number=turns)
+                doc, turns = r['doc'], turns + 1
+                write([r], f'chat_{turns - 1}')
         except (BadInput, OSError) as e:
             print(e)
         except KeyboardInterrupt:

@@ -836,7 +836,7 @@ def test_sample_prints_what_the_engine_says(machine, makers, files):
         want = generate(model, codec, [codec.encode(doc)] * n, max_new=12, temperature=.4, seed=3, guide=1.5, unprompted=empty)
         assert r.code == 0 and not r.err
         if n == 1:
-            assert r.out.strip('\n\ufffd') == want[0]['text'].strip('\n\ufffd')
+            assert r.out.strip('\n\ufffd') == want[0]['text'].replace('\r', '\n').strip('\n\ufffd')       # as files are read
         else:
             assert all(f'[{i}] {w["text"]}\n' in r.out for i, w in enumerate(want)) and want[0]['text'] != want[1]['text']
         seen.add(want[0]['text'])

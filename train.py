@@ -104,6 +104,7 @@ recompute = False          # blocks keep only their input for the backward pass
 # -------- machine
 device = 'auto'            # auto | cpu | cuda
 dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
+fp8 = ''                   # tensorwise | rowwise: the blocks' linears in 8 bits (experts, embeddings and heads are not)
 compile = False            # torch.compile each block
 seed = 1337
 config = configure(globals())
@@ -122,6 +123,7 @@ if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX 
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                 (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
+                (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'),
                 (block_size > 1, f'block_size={block_size}: use 2 or more'), (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (lr > 0, f'lr={lr}: use more than 0'), (seed >= 0, f'seed={seed}: use 0 or more'),
@@ -200,12 +202,16 @@ try:
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
         die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {max(m for m in range(1, micro + 1) if rows // dp % m == 0)}')
+    sides = dict(n_embd=n_embd, heads=n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp, shared_ff=cfg.shared_ff // tp,
+                 positions=micro * block_size // cp)
+    if fp8 and (odd := [f'{k} {n}' for k, n in sides.items() if n % 16]):
+        die(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
     n_micro = rows // dp // micro
     todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
 except ValueError as e:
     die(str(e))
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie, zero_shard=zero_shard)
-todo = todo[mesh.pp.rank] if todo else None
+mesh.fp8, todo = fp8, todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
 kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
 opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)

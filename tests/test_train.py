@@ -732,7 +732,7 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
-         ('--decay=foo', 'decay'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
+         ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
 
 @pytest.mark.parametrize('flags, parts', [(f, p) for f, *p in WRONG], ids=lambda v: v if isinstance(v, str) else '')
 def test_what_is_wrong_is_said_in_one_line(machine, tmp_path, flags, parts):

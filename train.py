@@ -541,41 +541,9 @@ say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
 if not (saved and finish_saving()):
     sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
-# ---------------------------------------------------------------- what it can do
-
-def skill_table(n):
-    """Held-out questions of every data set that has a task.py, answered by the saved model; beside each the blind control: payloads zeroed."""
-    from importlib import import_module
-    from sample import generate, load_model, score, turn
-    from data.codec import unmel
-    net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)
-    empty = codec.encode(turn(codec, ''))
-    say(f'{"skill":>12s}   sighted   blind  chance  cases')
-    for name in names:
-        if not (root / 'data' / name / 'task.py').is_file():
-            continue
-        task = import_module(f'data.{name}.task')
-        for skill in task.SKILLS:
-            try:
-                ps = task.problems(skill, n, codec, shards=folders[name])
-            except BadInput:                       # nothing of the kind was prepared
-                continue
-            made = skill in ('draw', 'play', 'say')
-            result = []
-            if ps and ps[0].get('choices'):        # by how much the picture raises the log-probability of each candidate, per token; blind: that itself
-                docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
-                seen, unseen, size = (np.array(x, float).reshape(len(ps), -1) for x in (
-                    score(net, codec, docs), score(net, codec, docs, True), [d['w'].sum() for d in docs]))
-                result = [100 * float(np.mean([p['choices'][i] == p['answer'] for p, i in zip(ps, s.argmax(1))])) for s in ((seen - unseen) / size, unseen / size)]
-            for blind in () if result else (False,) if made else (False, True):
-                outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
-                                guide=1.5 if made else 1.0, unprompted=empty if made else None)
-                for o in outs:
-                    o['audio'] = [unmel(f) for f in o['audio']]
-                result.append(100 * float(np.mean([task.verify(p, o) for p, o in zip(ps, outs)])))
-            blind = f'{result[1]:6.1f}%' if len(result) > 1 else '      -'
-            say(f'{skill:>12s}   {result[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
-            record(step=step, skill=skill, score=result[0], blind=result[1] if len(result) > 1 else None, cases=len(ps))
-
 if skills and master:
-    skill_table(skills)
+    from data.skills import table
+    from sample import load_model
+    net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)
+    for row in table(net, codec, folders, skills, say):
+        record(step=step, **row)

@@ -1,0 +1,19 @@
+"""header"""
+out_dir = 'out-dense-405b'
+dataset = 'shakespeare'
+tokenizer = 'cl100k_base'
+image = False
+audio = False
+act = 'swiglu'
+n_layer = 126
+n_head = 128
+n_kv_head = 8
+n_embd = 16384
+ff = 53248
+rope_base = 500000.0
+softcap = 0.0
+block_size = 8192
+tokens_per_step = 16777216
+max_steps = 100000
+warmup = 8000
+lr = 8e-5

@@ -1,0 +1,24 @@
+"""header"""
+out_dir = 'out-moe-30b'
+dataset = 'shakespeare'
+tokenizer = 'cl100k_base'
+image = False
+audio = False
+act = 'swiglu'
+n_layer = 48
+n_head = 16
+n_kv_head = 4
+n_embd = 2048
+ff = 6144
+n_expert = 128
+top_k = 8
+expert_ff = 768
+shared_ff = 768
+dense_layers = 1
+rope_base = 500000.0
+softcap = 0.0
+block_size = 4096
+tokens_per_step = 8388608
+max_steps = 100000
+warmup = 2000
+lr = 3e-4

@@ -478,7 +478,7 @@ class _Linear(torch.autograd.Function):
         dx = _product(dy.flatten(0, -2), w.t(), mesh, mesh.fp8 and torch.float8_e5m2, mesh.fp8 == 'tensorwise' or w.spec.dim == 0).view_as(x)
         if queue is None:
             return dx, weight_gradient(dy, x, mesh), None
-        queue.append((w, dy, x))
+        queue.append((w, dy, x.detach()))                          # with its graph, which holds this queue, x would never be freed
         return dx, None, None
 
 

@@ -91,9 +91,12 @@ def kept(cfg, l, T, part, width=2, again=0):
 
 
 def alive(l, rank):
-    """Microbatches, of one chunk each, whose activations a pipeline rank holds at most: what parallel.simulate finds (tests/test_plan.py)."""
+    """
+    Microbatches, of one chunk each, whose activations a pipeline rank holds at most: what parallel.simulate finds (tests/test_plan.py). After B zbh1 holds
+    only what W needs, of up to `rank` more: memory() adds that.
+    """
     pp, m, v = l['pp'], l['m'], l['v']
-    return {'': 1, 'gpipe': m, '1f1b': min(pp - rank, m), 'zbh1': min(pp, m),
+    return {'': 1, 'gpipe': m, '1f1b': min(pp - rank, m), 'zbh1': min(pp - rank, m),
             'interleaved': min(2 * (pp - 1 - rank) + (v - 1) * pp + 1, m * v)}[l['schedule']]
 
 
@@ -115,12 +118,13 @@ def memory(cfg, l, T, rank=0, width=2):
         whole += [sum(p for p, size in sizes if size > 1)] * min(number, 2)
         out['activations'] += number * kept(cfg, l, T, part, width, l['recompute']) / l['v'] * alive(l, rank)
     out['activations'] += alive(l, rank) * (l['pp'] > 1) * 2 * C * n / t * width       # what came in and what went out
-    if l['schedule'] == 'zbh1':                                    # linears whose weight gradient waits keep the gradients of their outputs too
-        dy = {part: 2 * C + (C + 2 * cfg.n_kv_head * cfg.hd + (2 if cfg.act == 'swiglu' else 1) * (cfg.ff if part == 'dense' else cfg.shared_ff)) / t
-              for part in ('dense', 'moe')}
-        out['activations'] += min(rank + 1, l['m']) * n * width * sum(number * dy.get(part, 0) for part, number in have.items())
-    blocks = [(kept(cfg, l, T, part, width) if l['recompute'] else 0)
-              + (3 * C + (4 if cfg.act == 'swiglu' else 2) * cfg.ff // t) * n * width for part in have if part in ('dense', 'moe')]
+    if l['schedule'] == 'zbh1':                                    # inputs of linears, and gradients of their outputs, that wait for W
+        split = lambda ff: 2 * C + 2 * cfg.n_kv_head * cfg.hd + (3 if cfg.act == 'swiglu' else 2) * ff
+        waits = sum(number * (4 * C + split(cfg.ff if part == 'dense' else cfg.shared_ff) / t) for part, number in have.items() if part in ('dense', 'moe'))
+        out['activations'] += min(rank, l['m']) * n * width * waits
+    f = (4 if cfg.act == 'swiglu' else 2) * cfg.ff // t            # a block run again has its own activations, and by then half of the rest
+    blocks = [kept(cfg, l, T, part, width) + (2 * C + f / 2) * n * width if l['recompute'] else (3 * C + f) * n * width
+              for part in have if part in ('dense', 'moe')]
     V = -(-cfg.vocab_size // t)
     logits = (min(4096, n) * V * (8 + width) + V * C * width) * ('heads' in have)
     out['working'] = sum(sorted(whole)[-2:]) * (width * (z == 3) + 4 * (z > 1)) + max(*blocks, logits)
@@ -182,7 +186,8 @@ def zero_times(cfg, l, c, part, width=2):
         twice = 1 if z else 2
         g, r = (size - 1) / size * p * width * (z > 0), (size - 1) / size * p * 4 * twice
         out.update(gather=ring(c, size, stride, g), reduce=ring(c, size, stride, r, twice * (size - 1)), g=g, r=r, own=p / (size if z else 1), whole=p)
-    out['again'] = out['gather'] * (part in ('dense', 'moe'))
+    for x, y in (('again', 'gather'), ('g again', 'g')):
+        out[x] = out[y] * (part in ('dense', 'moe'))
     return out
 
 
@@ -224,7 +229,7 @@ def cost(cfg, l, c, T, width=2, full=None):
         over = max(over, max((u['reduce'] - B) * (z < 2), max(x['reduce'] for x in some)) + max((u['gather'] - F) * (z < 3), min(x['gather'] for x in some)))
         update = max(update, u['own'] * (32 + width) / c['hbm'])   # masters, moments and the gradient: 16 bytes read and written
         bytes_ = {**{x: m * y for x, y in bytes_.items()},
-                  'dp': u['g'] * (1 if z < 3 else m * (1 + u['again'] / max(u['gather'], 1e-30))) + u['r'] * (1 if z < 2 else m)}
+                  'dp': (u['g'] if z < 3 else m * (u['g'] + u['g again'])) + u['r'] * (1 if z < 2 else m)}
         sent = Counter({x: max(sent[x], y) for x, y in bytes_.items()})
         if F + B > top:
             top, slow = F + B, by

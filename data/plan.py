@@ -234,7 +234,7 @@ def cost(cfg, l, c, T, width=2, full=None):
         if F + B > top:
             top, slow = F + B, by
     hop = n * C * width / t * (pp > 1)
-    sent['pp'] = hop * v * m * min(2, pp - 1 if v == 1 else 2)
+    sent['pp'] = hop * m * (2 * v - (pp == 2))                     # first and last stage send one way only: with two ranks that is each of them
     hop = hop / c['net'] + c['far'] if d * t >= c['node'] else hop / c['link'] + c['near']
     bubble = bubble_theory(l['schedule'], pp, m, v, *mean) + 2 * (pp - 1) * hop if pp > 1 else 0.0
     seconds, positions = m * top + bubble + over + update, l['rows'] * T * m * l['dp']
@@ -350,49 +350,60 @@ def draw(results, c, title, path):
     img.save(path)
 
 
+def read_config(args):
+    """Config files and flags as train.py takes them -> ({key: value}, ModelConfig, positions of a row, rows of a step)."""
+    root = Path(__file__).resolve().parents[1]
+    space = {'__file__': str(root / 'train.py')}
+    for a in ast.parse((root / 'train.py').read_text()).body:      # train.py's keys and defaults; configure() takes those above its call
+        if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant):
+            space[a.targets[0].id] = a.value.value
+    with redirect_stdout(StringIO()):                              # it would say what it overrides
+        configure(space, args)
+    text = TIKTOKEN.get(space['tokenizer']) or 256 + int('0' + space['tokenizer'].partition(':')[2])
+    cfg = ModelConfig(vocab_size=text + len(SPECIALS) + space['n_loc'], **{f.name: space[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
+    return space, cfg, space['block_size'], space['tokens_per_step'] // space['block_size']
+
+
+NAMES = dict(dp='dp', tp='tp', pp='pp', cp='cp', ep='ep', zero='zero', recompute='recompute', rows='micro_rows', schedule='pp_schedule', v='pp_chunks')
+
+
+def own_layout(space, cfg, gpus):
+    """The layout that the keys of train.py set, on so many GPUs; ValueError as train.py would say it."""
+    l = {**{name: space[key] for name, key in NAMES.items()}, 'recompute': int(space['recompute']), 'fp8': bool(space.get('fp8', False))}
+    rows = space['tokens_per_step'] // space['block_size']
+    l['dp'] = check_layout(gpus, **{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'v', 'zero')}, sp=l['tp'] > 1, n_layer=cfg.n_layer, n_head=cfg.n_head,
+                           n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=cfg.n_expert, shared_ff=cfg.shared_ff, T=space['block_size'], rows=rows)
+    l['rows'] = min(l['rows'], rows // l['dp'])
+    if rows // l['dp'] % l['rows']:
+        raise ValueError(f'micro_rows={l["rows"]} does not divide the {rows // l["dp"]} rows of a rank')
+    return {**l, 'm': rows // l['dp'] // l['rows'], 'schedule': l['schedule'] * (l['pp'] > 1)}
+
+
 def plan_command(argv):
     """See the top of this file."""
-    root, k = Path(__file__).resolve().parents[1], dict(model='', gpus=8, gpu='h100', top=8, png='', simulate=False, spread=0.0, **{x: 0.0 for x in H100})
-    space, own, rest = {'__file__': str(root / 'train.py')}, {}, []
+    k = dict(model='', gpus=8, gpu='h100', top=8, png='', simulate=False, spread=0.0, **{x: 0.0 for x in H100})
+    own, rest = {}, []
     try:
         for arg in argv:
             key, equals, value = arg.removeprefix('--').partition('=')
-            if key in k and arg.startswith('--') and equals:
-                try:
-                    own[key] = cast(value, type(k[key]), True)
-                except (ValueError, OverflowError):
-                    raise ValueError(f'{arg}: {key} is like {k[key]!r}') from None
-            else:
+            if key not in k or not arg.startswith('--') or not equals:
                 rest.append(arg)
+                continue
+            try:
+                own[key] = cast(value, type(k[key]), True)
+            except (ValueError, OverflowError):
+                raise ValueError(f'{arg}: {key} is like {k[key]!r}') from None
         k.update(own)
         if k['gpu'] not in GPUS or k['gpus'] < 1 or not 1 <= k['top'] <= 100:
             raise ValueError(f'--gpu={k["gpu"]} --gpus={k["gpus"]} --top={k["top"]}: use a gpu of {", ".join(GPUS)}, gpus of 1 and more, top of 1 to 100')
         if any(k[x] <= 0 for x in H100 if x in own):
             raise ValueError(f'a cluster by numbers: {", ".join(H100)} are above 0')
         c = {**GPUS[k['gpu']], **{x: k[x] for x in H100 if x in own}}
-        c['node'] = int(c['node'])
-        for a in ast.parse((root / 'train.py').read_text()).body:  # train.py's keys and their defaults, above its call of configure
-            if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant):
-                space[a.targets[0].id] = a.value.value
-        with redirect_stdout(StringIO()):                          # it would say what it overrides
-            configure(space, ([k['model']] if k['model'] else []) + rest)
-        vocab = {**TIKTOKEN, 'bytes': 256}.get(space['tokenizer']) or 256 + int(space['tokenizer'].removeprefix('bpe:'))
-        cfg = ModelConfig(vocab_size=vocab + len(SPECIALS) + space['n_loc'], **{f.name: space[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
-        T, rows = space['block_size'], space['tokens_per_step'] // space['block_size']
-        names = dict(dp='dp', tp='tp', pp='pp', cp='cp', ep='ep', zero='zero', recompute='recompute', rows='micro_rows', schedule='pp_schedule', v='pp_chunks')
+        c['node'] = max(1, int(c['node']))
+        space, cfg, T, rows = read_config(([k['model']] if k['model'] else []) + rest)
         told = {arg[2:].partition('=')[0] for arg in rest if arg.startswith('--')}
-        fixed = {name: space[key] for name, key in names.items() if key in told}
-        fixed['fp8'] = bool(space.get('fp8', False))
-        p, own = count_params(cfg), None
-        try:                                                       # the layout that the file sets, if it is one of so many GPUs
-            l = dict({name: space[key] for name, key in names.items()}, recompute=int(space['recompute']), fp8=fixed['fp8'])
-            l['dp'] = check_layout(k['gpus'], dp=l['dp'], tp=l['tp'], pp=l['pp'], cp=l['cp'], ep=l['ep'], v=l['v'], sp=l['tp'] > 1, n_layer=cfg.n_layer, n_head=cfg.n_head,
-                                   n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=cfg.n_expert, shared_ff=cfg.shared_ff, T=T, rows=rows, zero=l['zero'])
-            l['rows'] = min(l['rows'], rows // l['dp'])
-            l['m'], l['schedule'] = rows // l['dp'] // l['rows'], l['schedule'] * (l['pp'] > 1)
-            own = cost(cfg, l, c, T)
-        except ValueError as e:
-            print(f'the layout in {k["model"] or "train.py"} itself: {e}')
+        fixed = {**{name: space[key] for name, key in NAMES.items() if key in told}, 'fp8': bool(space.get('fp8', False))}
+        p = count_params(cfg)
         print(f'{p["total"] / 1e9:.2f} B parameters ({p["active"] / 1e9:.2f} B active), {rows} rows of {T} per step, {k["gpus"]} x {k["gpu"]}: '
               f'{c["flops"] / 1e12:.0f} TFLOP/s, {c["memory"] / 1e9:.0f} GB, {c["link"] / 1e9:.0f} GB/s in a node of {c["node"]}, {c["net"] / 1e9:.0f} GB/s across')
         results, fell, number = search(cfg, c, T, rows, k['gpus'], fixed)
@@ -400,9 +411,12 @@ def plan_command(argv):
             raise ValueError(f'none of {number} layouts can run: ' + '; '.join(f'{n} times: {why}' for n, why in sorted(fell.values(), reverse=True)[:4]))
     except ValueError as e:
         raise SystemExit(f'plan {" ".join(argv)}: {e}')
-    table(results[:k['top']] + [own] * bool(own))
-    if own:
-        print(f'{"^ as set in " + (k["model"] or "train.py"):46s}')
+    try:
+        mine, why = [cost(cfg, own_layout(space, cfg, k['gpus']), c, T)], '^'
+    except ValueError as e:
+        mine, why = [], f'cannot run: {e}'
+    table(results[:k['top']] + mine)
+    print(f'{why} as set in {k["model"] or "train.py"}')
     print(f'{number:,} layouts looked at; the best of each dp, tp, pp, cp, ep is listed. What fell out, with an example:')
     for n, why in sorted(fell.values(), key=lambda x: -x[0]):
         print(f'{n:8,d}  {why}')

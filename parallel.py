@@ -1049,7 +1049,7 @@ if __name__ == '__main__':
     if sys.argv[1:2] == ['schedule']:
         schedule_command(sys.argv[2:])
     elif sys.argv[1:2] == ['plan']:
-        from data.plan import plan_command
+        from data.layouts import plan_command
         plan_command(sys.argv[2:])
     else:
         sys.exit('usage: python parallel.py schedule [--name=1f1b --pp=4 --m=8 --v=1 ...] | plan --model=config/x.py --gpus=8 --gpu=h100')

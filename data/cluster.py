@@ -1,20 +1,21 @@
 """
 A cluster on paper: one training step of all ranks of a layout, event by event, so that the planner's step time is not only a formula.
 
-Each rank runs its own list of parallel.schedule with the messages of parallel.add_messages, part by part (block, embedding, heads), with the times of
-data/plan.py. A collective begins when the last of its ranks has come to it, a message when both sides have posted it and the one before it on its link
-is there; ZeRO's collectives go beside the computation, as in optim_zero.py. python parallel.py plan --simulate=true runs it.
+Each rank runs its own list of parallel.schedule with the messages of parallel.add_messages, part by part (block, embedding, heads), with
+the times of data/plan.py. A collective begins when the last of its ranks has come to it, a message when both sides have posted it and the
+one before it on its link is there; ZeRO's collectives go beside the computation, as in optim_zero.py. python parallel.py plan
+--simulate=true runs it.
 """
 import math, random
 from collections import defaultdict, deque
-from data.plan import ADD, chunks, times, zero_times
+from data.plan import ADD, BLOCKS, chunks, times, zero_times
 from parallel import add_messages, message, schedule
 
 
 def program(cfg, l, c, T, rank, width, lists, took, moved):
     """
-    What a rank does in a step: ('work', seconds), ('start', key, ranks, seconds, channel), ('wait', key). All collectives and messages are started and
-    waited for by keys; those of one channel go one after the other.
+    What a rank does in a step: ('work', seconds), ('start', key, ranks, seconds, channel), ('wait', key). All collectives and messages are
+    started and waited for by keys; those of one channel go one after the other.
     """
     pp, m, v, z, t, ep, d = l['pp'], l['m'], l['v'], l['zero'], l['tp'], l['ep'], l['dp'] * l['cp']
     here = d * t                                                   # ranks of a stage
@@ -28,7 +29,7 @@ def program(cfg, l, c, T, rank, width, lists, took, moved):
 
     def one_pass(kind, chunk, mb):
         order = range(len(mine[chunk])) if kind == 'F' else range(len(mine[chunk]) - 1, -1, -1)
-        reads = [i for i in order if kind == 'F' or mine[chunk][i] in ('dense', 'moe')]       # parts whose parameters this pass reads
+        reads = [i for i in order if kind == 'F' or mine[chunk][i] in BLOCKS]       # parts whose parameters this pass reads
         for i in order:
             part = mine[chunk][i]
             f, b, _ = took[part]
@@ -41,8 +42,9 @@ def program(cfg, l, c, T, rank, width, lists, took, moved):
                     yield go('gather', chunk, nxt, (kind, mb))
             elif z in (1, 2) and kind == 'F' and mb == 0:
                 yield 'wait', ('gather', chunk, i, 0, shards)
-            later = f['products'] if kind == 'B' and part in ('dense', 'moe') else 0.0             # left for W
-            yield 'work', sum(y for x, y in s.items() if x not in ('tp', 'ep')) - later + (kind != 'F') * ADD * moved[part]['whole'] / c['hbm']
+            later = f['products'] if kind == 'B' and part in BLOCKS else 0.0             # left for W
+            add = (kind != 'F') * ADD * moved[part]['whole'] / c['hbm']
+            yield 'work', sum(y for x, y in s.items() if x not in ('tp', 'ep')) - later + add
             for group, size in (('tp', t), ('ep', ep)):
                 if size > 1 and s.get(group):
                     key = group, kind, chunk, i, mb, rank // size
@@ -64,7 +66,7 @@ def program(cfg, l, c, T, rank, width, lists, took, moved):
                 yield 'wait', (before, at)
             yield from one_pass(kind, chunk, mb)
         elif kind == 'W':
-            yield 'work', sum(took[part][0]['products'] for part in mine[chunk] if part in ('dense', 'moe'))
+            yield 'work', sum(took[part][0]['products'] for part in mine[chunk] if part in BLOCKS)
         else:
             a, b, msg = message((kind, chunk, mb), p, pp)
             yield 'start', (msg, at), 2, hop, (a, b, at)
@@ -81,8 +83,8 @@ def program(cfg, l, c, T, rank, width, lists, took, moved):
 
 def simulate_cluster(cfg, l, c, T, width=2, spread=0.0, seed=0):
     """
-    -> dict: seconds of a step of layout l on cluster c; computing: mean share of it in which a rank computes; events. spread: standard deviation of the
-    ranks' slowness; nobody is faster than planned. ValueError if the ranks would wait for ever.
+    -> dict: seconds of a step of layout l on cluster c; computing: mean share of it in which a rank computes; events. spread: standard
+    deviation of the ranks' slowness; nobody is faster than planned. ValueError if the ranks would wait for ever.
     """
     ranks = l['dp'] * l['cp'] * l['tp'] * l['pp']
     parts = {part for r in range(l['pp']) for chunk in chunks(cfg, l, r) for part in chunk}

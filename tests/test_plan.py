@@ -192,8 +192,8 @@ def test_a_simulated_cluster_takes_as_long_as_the_formula():
     cfg, T = ModelConfig(vocab_size=32000, n_layer=16, n_head=16, n_embd=2048, act='swiglu', image=False, audio=False), 4096
     moe = replace(cfg, n_expert=8, top_k=2, expert_ff=1024, shared_ff=1024)
     for kw in (dict(), dict(dp=4, zero=1), dict(dp=4, zero=2), dict(dp=4, zero=3), dict(tp=4, dp=2), dict(pp=4, m=8),
-               dict(pp=4, m=8, schedule='gpipe'), dict(pp=2, dp=2, m=8, v=2, schedule='interleaved', zero=1), dict(pp=4, m=8, schedule='zbh1'), dict(cp=2, dp=2, tp=2, pp=2),
-               dict(dp=8, ep=4), dict(dp=4, tp=2, ep=8, zero=1)):
+               dict(pp=4, m=8, schedule='gpipe'), dict(pp=2, dp=2, m=8, v=2, schedule='interleaved', zero=1),
+               dict(pp=4, m=8, schedule='zbh1'), dict(cp=2, dp=2, tp=2, pp=2), dict(dp=8, ep=4), dict(dp=4, tp=2, ep=8, zero=1)):
         c, l = moe if 'ep' in kw else cfg, layout(**kw)
         r, ran = cost(c, l, H100, T), simulate_cluster(c, l, H100, T)
         assert ran['seconds'] == pytest.approx(r['seconds'], rel=0.08 if l['schedule'] == 'zbh1' else 0.05), l      # late W, uneven stages
@@ -233,7 +233,8 @@ def test_command(capsys, tmp_path):
 @pytest.mark.parametrize('args, says', [
     (['--gpu=h300'], 'use a gpu of h100, h200, b200'), (['--gpus=0'], 'gpus of 1 and more'), (['--gpus=few'], 'gpus is like 8'),
     (['--memory=-1'], 'above 0'), (['--gpus=2', '--memory=1e6'], 'the smallest of them needs'),
-    (['--gpus=2', '--tp=3'], 'let the product be 2'), (['--act=gelu'], 'use relu2 or swiglu'), (['--tpp=2'], 'nearest known key'), (['--model=config/none.py'], 'not found')])
+    (['--gpus=2', '--tp=3'], 'let the product be 2'), (['--act=gelu'], 'use relu2 or swiglu'),
+    (['--tpp=2'], 'nearest known key'), (['--model=config/none.py'], 'not found')])
 def test_what_cannot_be_planned_is_one_line(args, says, capsys):
     with pytest.raises(SystemExit) as e:
         plan_command(args)

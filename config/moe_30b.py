@@ -8,7 +8,7 @@ Planned, not run yet: dp128 pp4 ep8 interleaved x4 zero1 rows1; 45 GB of 80 per 
 11,674 tokens per second and GPU, MFU 25.2%.
 
 Do not trust the time: the planner knows no kernel launches, permutations or uneven experts. Of the one published run of such a
-model on H100 it predicts 2.9 times the speed (tests/bench/plan.py).
+model on H100 it predicts 2.5 times the speed (tests/bench/plan.py).
 """
 out_dir = 'out-moe-30b'
 dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data/NAME/prepare.py of your own

@@ -220,6 +220,9 @@ def plan_command(argv):
     for n, why in sorted(fell.values(), key=lambda x: -x[0]):
         print(f'{n:8,d}  {why}')
     r = results[0]
+    keys = {NAMES[k]: x for k, x in r['layout'].items() if k in NAMES and x not in (0, 1, '') or k in ('rows', 'dp')}
+    keys.update(sp='true') if r['layout']['tp'] > 1 else None
+    print('flags of the best: ' + ' '.join(f'--{k}={"true" if k == "recompute" else x}' for k, x in keys.items()))
     share = {name: r['by'].get(name, 0) / r['seconds'] for name in TIMES}
     print('of the best step: ' + ', '.join(f'{name} {x:.1%}' for name, x in share.items() if x > .0005))
     if k['png']:

@@ -161,14 +161,14 @@ def times(cfg, l, c, T, part, width=2):
         return F, dict(tp=0.0), dict(tp=bsh + dh)
     moe, g, H = part == 'moe', 3 if cfg.act == 'swiglu' else 2, cfg.n_kv_head * cfg.hd
     ff = cfg.shared_ff if moe else cfg.ff
-    W = (2 * C * C + 2 * H * C + g * C * (ff + moe * k * cfg.expert_ff)) / t       # that a position meets; for experts tp splits tokens
+    W, E = (2 * C * C + 2 * H * C + g * C * ff) / t, moe * k * g * C * cfg.expert_ff / t       # of experts tp splits the tokens
     rate, moved = c['flops'], 2 * kept(cfg, l, T, part, width)     # each number that is kept is written once and read once
-    if l.get('fp8'):       # linears' inputs, weights and output gradients: read for the largest magnitude, read and written for the cast
+    if l.get('fp8'):       # not experts; inputs, weights, output gradients: read for the largest magnitude, read and written for the cast
         rate, moved = c['fp8'], moved + 5 * (n * (4 * C + 2 * ff / t) + W)
     way = (l['ep'] - 1) / l['ep'] * n / t * k * C * width * moe
     hops = 2 * (cp - 1) * n * H / t * width                        # K and V, to a neighbour: through one adapter
     travel = ring(dict(c, net=c['net'] / max(1, min(cp, c['node'] // t))), cp, t, hops)
-    F = dict(products=2 * n * W / rate / EFFICIENCY, elementwise=moved / c['hbm'],
+    F = dict(products=2 * n * (W / rate + E / c['flops']) / EFFICIENCY, elementwise=moved / c['hbm'],
              attention=2 * l['rows'] * T * T / cp * C / t / c['flops'] / ATTENTION,            # causal: half of the scores
              tp=ring(c, t, 1, 4 * bsh, 4 * (t - 1)), ep=2 * all_to_all(c, l['ep'], 1, way) if moe else 0.0)
     B = {kind: s * ({'products': 2, 'attention': 2.5, 'elementwise': 2}.get(kind, 1) + again) for kind, s in F.items()}

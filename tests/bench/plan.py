@@ -128,8 +128,8 @@ def published():
         print(f'{f"{size}B, {nodes} nodes, dp{dp} tp{tp} pp{pp}":34s} {want:10,.0f} {r["tokens"]:10,.0f} {some[-1]:+7.1%} {gb:6.1f} '
               f'{sum(r["memory"].values()) / 1e9:6.1f}')
     within = sum(abs(x) <= 0.15 for x in some)
-    print(f'{within} of {len(some)} within 15%, median {np.median(np.abs(some)):.1%}. Most of the others have 2,048 to 16,384 positions a GPU\n'
-          'and step: there what does not overlap decides (without DDP nanotron sums gradients after the backward pass, trainer.py).\n'
+    print(f'{within} of {len(some)} within 15%, median {np.median(np.abs(some)):.1%}. Most of the others have 2,048 to 16,384 positions\n'
+          'a GPU and step: there what does not overlap decides (without DDP nanotron sums gradients after the backward pass, trainer.py).\n'
           '80B ran on 4 nodes at less than half of its speed on 8. "here": what this code would need; in the 405B rows it would not\n'
           'fit, since it keeps the whole inputs of linears that tp has gathered.\n')
     figures = dict(off={k: round(x, 3) for k, x in off.items()}, nanotron_within=within, nanotron_points=len(some))

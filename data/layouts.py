@@ -106,12 +106,13 @@ def label(l):
 
 def table(results):
     groups = ('tp', 'cp', 'ep', 'dp', 'pp')
-    print(f'{"":46s} {"GB of a GPU":^48s}  {"GB sent per step and GPU":^39s}')
-    print(f'{"layout":46s} ' + ' '.join(f'{k[:6]:>6s}' for k in (*KINDS, 'all')) + '  ' + ' '.join(f'{k:>7s}' for k in groups)
+    heads = ('weight', 'grad', 'master', 'moment', 'activ', 'work', 'all')
+    print(f'{"":54s} {"GB of a GPU":^48s}  {"GB sent per step and GPU":^39s}')
+    print(f'{"layout":54s} ' + ' '.join(f'{k:>6s}' for k in heads) + '  ' + ' '.join(f'{k:>7s}' for k in groups)
           + f'  {"idle":>5s} {"step s":>7s} {"tok/s":>7s} {"MFU":>5s}')
     for r in results:
         full = [r['memory'][k] for k in KINDS]
-        print(f'{label(r["layout"]):46s} ' + ' '.join(f'{x / 1e9:6.1f}' for x in (*full, sum(full))) + '  '
+        print(f'{label(r["layout"]):54s} ' + ' '.join(f'{x / 1e9:6.1f}' for x in (*full, sum(full))) + '  '
               + ' '.join(f'{r["sent"][k] / 1e9:7.1f}' for k in groups)
               + f'  {r["idle"]:5.1%} {r["seconds"]:7.3f} {r["tokens"]:7,.0f} {r["mfu"]:5.1%}')
 
@@ -123,13 +124,13 @@ def draw(results, c, title, path):
     img = Image.new('RGB', (1500, 130 + step * len(results)), 'white')
     pen, text = ImageDraw.Draw(img), '#222222'
     pen.text((20, 12), title, text, ImageFont.load_default(20))
-    for x0, wide, unit, key, names, one, top in ((360, 560, 's', 'by', TIMES, 1, max(r['seconds'] for r in results)),
-                                                 (1010, 440, 'GB', 'memory', KINDS, 1e9, c['memory'] / 1e9)):
+    for x0, wide, unit, key, names, one, top in ((400, 470, 's', 'by', TIMES, 1, max(r['seconds'] for r in results)),
+                                                 (1040, 370, 'GB', 'memory', KINDS, 1e9, c['memory'] / 1e9)):
         x = x0
         for name, colour in zip(names, COLOURS):
             pen.rectangle((x, 54, x + 12, 66), colour)
             pen.text((x + 15, 50), name, text, ImageFont.load_default(12))
-            x += 24 + int(pen.textlength(name, ImageFont.load_default(12)))
+            x += 21 + int(pen.textlength(name, ImageFont.load_default(12)))
         for i, r in enumerate(results):
             x, y = float(x0), 84 + step * i
             for name, colour in zip(names, COLOURS):
@@ -138,7 +139,7 @@ def draw(results, c, title, path):
                 x += w
             pen.text((x + 5, y + 4), f'{sum(r[key].values()) / one:.3g} {unit}' + f'  MFU {r["mfu"]:.0%}' * (unit == 's'), text, font)
             pen.text((20, y + 4), label(r['layout']), text, ImageFont.load_default(13)) if unit == 's' else None
-    line = 1010 + ROOM * 440
+    line = 1040 + ROOM * 370
     pen.line((line, 78, line, 84 + step * len(results)), '#cc0000', 2)
     img.save(path)
 
@@ -220,9 +221,9 @@ def plan_command(argv):
     for n, why in sorted(fell.values(), key=lambda x: -x[0]):
         print(f'{n:8,d}  {why}')
     r = results[0]
-    keys = {NAMES[k]: x for k, x in r['layout'].items() if k in NAMES and x not in (0, 1, '') or k in ('rows', 'dp')}
-    keys.update(sp='true') if r['layout']['tp'] > 1 else None
-    print('flags of the best: ' + ' '.join(f'--{k}={"true" if k == "recompute" else x}' for k, x in keys.items()))
+    said = {k: x for k, x in r['layout'].items() if k in ('dp', 'rows') or k not in ('m', 'recompute', 'fp8') and x not in (0, 1, '')}
+    flags = [f'--{NAMES[k]}={x}' for k, x in said.items()]
+    print('flags of the best:', *flags, *['--sp=true'] * (r['layout']['tp'] > 1), *['--recompute=true'] * r['layout']['recompute'])
     share = {name: r['by'].get(name, 0) / r['seconds'] for name in TIMES}
     print('of the best step: ' + ', '.join(f'{name} {x:.1%}' for name, x in share.items() if x > .0005))
     if k['png']:

@@ -27,13 +27,13 @@ def layout(**kw):
     return {**l, 'schedule': l['schedule'] or '1f1b' * (l['pp'] > 1)}
 
 
-def mesh(l):
-    """A mesh of these sizes, seen from rank 0, without processes."""
+def mesh(l, stage_rank=0):
+    """A mesh of these sizes, seen from the first rank of a stage, without processes."""
     d = l['dp'] * l['cp']
     group = lambda name, n: Group(name, n, 0, tuple(range(n)))
     stage = d * l['tp']
     sizes = dict({k: l[k] for k in ('pp', 'dp', 'cp', 'tp', 'ep')}, edp=stage // l['ep'], dpcp=d, world=stage * l['pp'], stage=stage)
-    groups = {k: group(k, n) for k, n in sizes.items()}
+    groups = {**{k: group(k, n) for k, n in sizes.items()}, 'pp': Group('pp', l['pp'], stage_rank, tuple(range(l['pp'])))}
     return Mesh(**groups, sp=l['tp'] > 1, ends=group('ends', 2 if l['pp'] > 1 else 1))
 
 
@@ -49,12 +49,10 @@ def test_parameters_are_those_of_the_model(kind):
     assert sum(sum(w) for _, w in whole(cfg, layout())[0]) == count_params(cfg)['total'] == sum(p.numel() for p in one.parameters())
     for l in (layout(tp=2), layout(tp=4), layout(pp=2), layout(pp=4), layout(pp=2, v=2, schedule='interleaved'),
               layout(dp=2, ep=2 if cfg.n_expert else 1)):
-        m = mesh(l)
-        models = build(cfg, m, 1, l['v'])                          # those of pipeline rank 0
-        assert sum(p.numel() for x in models for p in x.parameters()) == sum(sum(w) for _, w in whole(cfg, l)[0]), l
-        assert [[int(i) for i in x.blocks] for x in models] == [
-            list(range(a, a + sum(part in ('dense', 'moe') for part in chunk))) for x, chunk in zip(models, chunks(cfg, l, 0))
-            for a in [int(next(iter(x.blocks)))]]
+        for r in {0, l['pp'] - 1}:
+            models = build(cfg, mesh(l, r), 1, l['v'])
+            assert sum(p.numel() for x in models for p in x.parameters()) == sum(sum(w) for _, w in whole(cfg, l)[r]), (l, r)
+            assert [len(x.blocks) for x in models] == [sum(part in plan.BLOCKS for part in chunk) for chunk in chunks(cfg, l, r)]
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -172,6 +170,8 @@ def test_more_of_a_thing_costs_and_gives_as_it_must():
     some = (dict(dp=32), dict(dp=32, zero=3), dict(tp=8, dp=4), dict(pp=4, dp=8), dict(cp=16, dp=2), dict(tp=16, dp=2, zero=2))
     for l, (key, factor) in product(some, (('flops', 2), ('hbm', 2), ('link', 2), ('net', 2), ('near', .5), ('far', .5))):
         assert seconds(dict(H100, **{key: factor * H100[key]}), **l) <= seconds(**l) * (1 + 1e-9), (key, l)       # better is never slower
+    slow = dict(H100, link=2e9, net=1e9)                           # reductions of each microbatch, gathers of each, cost more than once a step
+    assert seconds(slow, dp=32, zero=1) < seconds(slow, dp=32, zero=2) < seconds(slow, dp=32, zero=3)
     assert seconds(dict(H100, flops=2 * H100['flops'])) < seconds() and seconds(dict(H100, link=1e9), tp=8) > seconds(tp=8)
     ideal = [cost(cfg, layout(dp=d, zero=1, m=8), dict(H100, link=1e30, net=1e30, near=0, far=0), T)['tokens'] for d in (1, 8, 64)]
     assert ideal == pytest.approx([ideal[0]] * 3, rel=0.02)       # links that cost nothing: a GPU is as fast among many as alone
@@ -182,7 +182,7 @@ def test_rings():
     c = dict(H100, near=0, far=0)
     assert ring(c, 1, 1, 1e9) == 0 and ring(c, 8, 1, 0) == 0
     assert ring(c, 8, 1, c['link']) == 1                           # inside a node
-    assert ring(c, 16, 8, c['net']) == 1                           # one member per node: its own adapter
+    assert ring(c, 16, 8, c['net']) == ring(c, 2, 8, c['net']) == 1            # one member per node: its own adapter
     assert ring(c, 32, 2, min(c['link'], 4 * c['net'])) == 1       # four members per node: four adapters
     slow = dict(H100, link=1e30, near=1)
     assert ring(slow, 8, 1, 1) == pytest.approx(7) and ring(slow, 8, 1, 1, 14) == pytest.approx(14)

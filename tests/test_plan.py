@@ -170,7 +170,7 @@ def test_more_of_a_thing_costs_and_gives_as_it_must():
     some = (dict(dp=32), dict(dp=32, zero=3), dict(tp=8, dp=4), dict(pp=4, dp=8), dict(cp=16, dp=2), dict(tp=16, dp=2, zero=2))
     for l, (key, factor) in product(some, (('flops', 2), ('hbm', 2), ('link', 2), ('net', 2), ('near', .5), ('far', .5))):
         assert seconds(dict(H100, **{key: factor * H100[key]}), **l) <= seconds(**l) * (1 + 1e-9), (key, l)       # better is never slower
-    slow = dict(H100, link=2e9, net=1e9)                           # reductions of each microbatch, gathers of each, cost more than once a step
+    slow = dict(H100, link=2e9, net=1e9)                           # what each microbatch reduces and gathers costs more than once a step
     assert seconds(slow, dp=32, zero=1) < seconds(slow, dp=32, zero=2) < seconds(slow, dp=32, zero=3)
     assert seconds(dict(H100, flops=2 * H100['flops'])) < seconds() and seconds(dict(H100, link=1e9), tp=8) > seconds(tp=8)
     ideal = [cost(cfg, layout(dp=d, zero=1, m=8), dict(H100, link=1e30, net=1e30, near=0, far=0), T)['tokens'] for d in (1, 8, 64)]

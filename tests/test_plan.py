@@ -11,7 +11,7 @@ from data.layouts import label, own_layout, plan_command, read_config, search
 from data.plan import H100, chunks, cost, memory, ring, times, weights
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import Group, Mesh, bubble_theory, linear, schedule, simulate, solo_mesh
+from parallel import Group, Mesh, bubble_theory, linear, param, schedule, simulate, solo_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {'dense': {}, 'swiglu': dict(act='swiglu', n_kv_head=2), 'tied': dict(tie=True), 'text': dict(image=False, audio=False),
@@ -258,7 +258,9 @@ def test_the_configs_are_planned_as_their_headers_say(name, gpus):
 
 def test_zero_bubble_frees_what_its_queue_held():
     """memory() counts on it: the list of a microbatch's weight gradients must not keep the graph that keeps the list."""
-    m, w, x = solo_mesh(), torch.nn.Parameter(torch.randn(8, 8)), torch.randn(4, 8, requires_grad=True) * 2
+    m, x = solo_mesh(), torch.randn(4, 8, requires_grad=True) * 2
+    w = param(m, 8, 8)
+    w.data.normal_()
     m.queue_dw = queue = []
     linear(x, w, m).sum().backward()
     m.queue_dw, seen = None, weakref.ref(x)

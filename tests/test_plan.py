@@ -262,8 +262,9 @@ def test_zero_bubble_frees_what_its_queue_held():
     w = param(m, 8, 8)
     w.data.normal_()
     m.queue_dw = queue = []
-    linear(x, w, m).sum().backward()
-    m.queue_dw, seen = None, weakref.ref(x)
-    assert len(queue) == 1 and torch.equal(queue[0][2], x)
-    del x, queue
+    h = linear(x, w, m)
+    linear(h, w, m).sum().backward()
+    m.queue_dw, seen = None, weakref.ref(h)
+    assert len(queue) == 2 and torch.equal(queue[0][2], h) and torch.equal(queue[1][2], x)
+    del h, queue
     assert seen() is None

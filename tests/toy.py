@@ -29,7 +29,7 @@ def shards(docs):
     return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16), doc=at.astype(np.int64))
 
 
-def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=560):
+def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, past=0, seed=560):
     """
     The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts. The seed was searched
     for: in step 0 pictures and sounds straddle chunks, two rows are ignored altogether, some ranks of dp2 and dp4 have no sound or no
@@ -41,7 +41,7 @@ def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=
     mine, out = range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp), []
     for m in range(0, len(mine), micro):
         at = list(mine[m:m + micro])
-        b, _ = collate([packed[r] for r in at], T, codec, 2, [keys[r] for r in at], cp, cp_rank)
+        b, _ = collate([packed[r] for r in at], T, codec, 2, [keys[r] for r in at], cp, cp_rank, past)
         for k, c in zip(('txt', 'img', 'aud'), counts):
             b[f'{k}_w'] /= c
         b = {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.items()}

@@ -504,7 +504,7 @@ class Optimizer:
                     if b > a and not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
                         yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel() else -1), a - s.start
         for p, total in self.tables if not (saving and self.mesh.dpcp.rank) else ():
-            yield from ((f'param/{p.spec.name}', p.spec, p, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
+            yield from ((f'param/{p.spec.name}', p.spec, p.data, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
 
     def loaded(self, t):
         """After the tensors were filled from a checkpoint."""

@@ -30,7 +30,7 @@ def config(kind):
     """dense: grouped heads (2 kv), a vocabulary that 2, 4, 8 do not divide; moe: experts; tied: embedding = head, n-gram memory of few rows."""
     n = toy.codec.n_vocab - 1 + 2 * (kind == 'moe')
     base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=32, ff=64, flow_width=32, flow_depth=1, zero_init=False, softcap=15.0)
-    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu', ngram=3, ngram_rows=101) if kind == 'tied' else {}))
+    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu', ngram=toy.PAST + 1, ngram_rows=101) if kind == 'tied' else {}))
 
 
 def layouts(world, part, zeros=(0,)):
@@ -94,7 +94,7 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
         losses = []
         for step in range(steps):
             batch = toy.micros(sets, step, rows=ROWS, micro=ROWS // mesh.dp.size if layout.get('one') else 1 if ROWS // mesh.dp.size < 4 or mesh.pp.size > 2 else 2, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
-                               cp=mesh.cp.size, cp_rank=mesh.cp.rank, dtype=dtype, experts=cfg.n_expert > 0, past=cfg.past)
+                               cp=mesh.cp.size, cp_rank=mesh.cp.rank, dtype=dtype, experts=cfg.n_expert > 0)
             opt.start(len(batch))
             shape = (len(batch[0]['ids']), T // mesh.cp.size // (mesh.tp.size if mesh.sp else 1), cfg.n_embd)
             o = forward_backward(models, batch, mesh, todo(len(batch)), shape, dtype)

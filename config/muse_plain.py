@@ -1,0 +1,7 @@
+"""
+After config/muse.py: the recipe without tables.
+"""
+out_dir = 'out-muse-plain'
+ngram = 0
+n_layer = 3
+max_steps = 1200

@@ -153,7 +153,7 @@ def make_units(model, dtype, mesh, zero):
         if p.spec.kind == 'table':
             continue
         part = name.split('.')
-        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
+        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
 
@@ -195,7 +195,7 @@ def gather_around(model, units):
     and 2 they are fetched once a step: publish() has sent for them.
     """
     names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b' or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
-    ends = {'embed': {'wte', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
+    ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
     back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]     # embeddings and the softmax head: backward reads no weights
 

@@ -66,6 +66,7 @@ top_k = 2
 expert_ff = 0              # hidden units of an expert; 0: ff / top_k
 shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
+smear = 0                  # so many ids before each are embedded with it, by tables of their own
 ngram = 0                  # memory tables, looked up by the last 2, 3, .. ngram ids and added to the embedding; 0: none
 ngram_rows = 131072        # of each
 moe_balance = 1e-3         # step of the balancing bias

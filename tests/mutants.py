@@ -415,6 +415,9 @@ MUTANTS = [
     (54, 'memory: the engine sees the ids one late', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
      'torch.arange(1, 1 + self.model.cfg.past',
      'torch.arange(2, 2 + self.model.cfg.past'),
+    (54, 'the ids before: across documents', 'model.py', 'pytest: tests/test_model.py packed and tied',
+     'w, mesh) * (past >= 0)[..., None]',
+     'w, mesh)'),
 ]
 
 

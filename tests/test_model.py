@@ -16,7 +16,7 @@ from toy import codec
 TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
-TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, tie=True, qk_norm=False, ngram=toy.PAST + 1, ngram_rows=101)
+TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, tie=True, qk_norm=False, smear=2, ngram=toy.PAST + 1, ngram_rows=101)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -124,7 +124,7 @@ def test_absent_modality_is_zero_and_every_parameter_is_used(cfg):
         assert not n.startswith(('image', 'audio')) or (g == 0).all(), n
 
 
-@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16), dict(tie=True, act='swiglu', ngram=toy.PAST + 1, ngram_rows=101)], ids=['dense', 'experts', 'tied'])
+@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16), dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101)], ids=['dense', 'experts', 'tied'])
 def test_every_parameter_learns_on_a_mixed_batch(more):
     """From the true initialisation, with its zeros perturbed (behind a zero there is no gradient yet)."""
     model, rng = Muse(ModelConfig(**{**TINY, 'zero_init': True, **more})).double(), torch.Generator().manual_seed(0)
@@ -276,12 +276,14 @@ def by_the_book(model, b):
     nh, nkv, hd = cfg.n_head, cfg.n_kv_head, cfg.n_embd // cfg.n_head
     norm = lambda x, gain: F.rms_norm(x, x.shape[-1:], gain, 1e-6)
     x = P['wte'][b['ids']].flatten(0, 1)
-    for r, k in [(r, k) for r in range(B) for k in range(T)] if cfg.ngram else ():
+    for r, k in [(r, k) for r in range(B) for k in range(T)] if cfg.past else ():
         context = b['ids'][r, k - int(b['pos'][r, k]):k + 1]           # its document in this row, up to here
         for n in range(2, cfg.ngram + 1):                              # the memory's rows, looked up by the last n ids alone
             last = torch.cat((torch.full((n,), -1), context))[-n:]
             rows = ngrams(last[-1:].view(1, 1), last[:-1].flip(0).view(1, 1, n - 1), cfg.ngram_rows)
             x = x.index_add(0, torch.tensor([r * T + k]), P['memory'][rows[0, -1:]])
+        for n in range(1, min(cfg.smear, len(context) - 1) + 1):
+            x = x.index_add(0, torch.tensor([r * T + k]), P[f'before.{n - 1}'][context[-1 - n:][:1]])
     for i, v, w in (('xin_img_i', b['xin_img'], P['image_in']), ('xin_aud_i', b['xin_aud'][:, :128], P['audio_in'])):
         x = x + torch.zeros_like(x).index_add(0, b[i], v @ w.t())
     waves = math.pi * 2.0 ** torch.arange(6, dtype=torch.float64)
@@ -580,7 +582,7 @@ def test_parameters_on_paper_equal_those_there(name):
     assert p['experts'] == part('mlp.w1', 'mlp.w2')
     assert p['attention'] == part('.attn.')
     assert p['mlp'] == part('.mlp.up', '.mlp.down', '.mlp.shared', '.mlp.router')
-    assert p['embed'] == part('wte', '_in') - part('_out.')  + sum(x.numel() for n, x in model.named_parameters() if '_out.' in n and '_in' not in n)
+    assert p['embed'] == part('wte', 'before', '_in') - part('_out.')  + sum(x.numel() for n, x in model.named_parameters() if '_out.' in n and '_in' not in n)
     one = 0 if not cfg.n_expert else (3 if cfg.act == 'swiglu' else 2) * cfg.n_embd * cfg.expert_ff * max(0, cfg.n_layer - cfg.dense_layers)
     idle = (cfg.n_expert - cfg.top_k) * one + p['memory'] // cfg.ngram_rows * (cfg.ngram_rows - 1)
     assert p['active'] == p['total'] - idle
@@ -598,7 +600,7 @@ def test_operations_on_paper_equal_those_counted(name):
         model(b)
     paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3,
                         len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i']))
-    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * cfg.past * cfg.n_embd      # memory is no matrix product
+    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd      # no matrix products
 
 
 def test_no_gradient_is_computed_when_none_is_wanted():
@@ -617,7 +619,7 @@ def test_no_gradient_is_computed_when_none_is_wanted():
 
 @pytest.mark.parametrize('bad, word', [
     (dict(act='gelu'), 'act=gelu'), (dict(n_embd=30), 'n_embd=30'), (dict(n_embd=12, n_head=4), 'odd'), (dict(n_kv_head=3), 'n_kv_head=3'),
-    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'), (dict(ngram=1), 'ngram=1'), (dict(ngram=4, ngram_rows=0), 'ngram_rows=0')])
+    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'), (dict(ngram=1), 'ngram=1'), (dict(smear=-1), 'smear=-1'), (dict(ngram=4, ngram_rows=0), 'ngram_rows=0')])
 def test_bad_configurations_are_refused_in_one_line(bad, word):
     with pytest.raises(ValueError) as e:
         ModelConfig(**{**TINY, **bad})

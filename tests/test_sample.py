@@ -34,7 +34,7 @@ def muse(eager=3.0, stop=None, mesh=None, **more):
     """float64, so that equal means equal; gains that are not 1; special tokens that matter to the grammar come up often, <eot> as `stop` says."""
     model = build(ModelConfig(**{**TINY, **more}), mesh or solo_mesh(), 1337)[0].double().eval()
     for n, p in model.named_parameters():
-        if n.endswith('gain') or n == 'memory':                                              # which begins at 0
+        if n.endswith('gain') or n == 'memory' or n.startswith('before'):                                             # which begins at 0
             p.data += .3 * p.spec.local(torch.arange(math.prod(p.spec.shape)).sin().view(p.spec.shape))
     head = getattr(model, 'wte' if model.cfg.tie else 'head', None)                          # the first stage has a copy of tied ones
     for k in ('eot', 'boi', 'boa', 'aud', 'eoa') if head is not None else ():
@@ -159,7 +159,7 @@ def assert_same(got, want, name=''):
 
 SMALL = dict(seed=1, max_new=14, max_patches=6, flow_steps=3)
 HOW = dict(greedy=dict(temperature=0), seeded=dict(temperature=1.0), filtered=dict(temperature=0.8, top_k=20, top_p=0.9))
-MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=16, shared_ff=16, act='swiglu'), tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, ngram=4, ngram_rows=101))
+MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=16, shared_ff=16, act='swiglu'), tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, smear=2, ngram=4, ngram_rows=101))
 
 
 @pytest.fixture(scope='module')

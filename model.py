@@ -129,8 +129,8 @@ class _Rotate(torch.autograd.Function):
 
 class _Remember(torch.autograd.Function):
     """
-    x (N, C) plus the sum of K rows of a table for each position, rows (N, K); with tensor parallelism the table (K ngram_rows, C/tp) has this rank's columns.
-    backward: what each row gets is put down in table.pairs for the optimizer, which touches these rows only: there is no dense gradient.
+    x (N, C) plus the sum of K rows of a table for each position, rows (N, K); with tensor parallelism the table (.., C/tp) has this rank's columns.
+    backward: rows and gradients are put down in table.pairs for the optimizer, which touches these rows only: there is no dense gradient.
     """
     @staticmethod
     def forward(ctx, x, table, rows):
@@ -147,8 +147,8 @@ class _Remember(torch.autograd.Function):
 
 def ngrams(ids, past, n_rows):
     """
-    ids (B, T), past (B, T, n - 1) the ids before each, the nearest first -> (B T, n - 1) int64: the row of its last 2, 3, .. n ids in a table that has
-    n_rows for each length, by a hash: contexts that meet in a row share it.
+    ids (B, T), past (B, T, n - 1) the ids before each, the nearest first -> (B T, n - 1) int64: the rows of its last 2, 3, .. n ids in a table
+    that has n_rows for each length, by a hash: contexts that meet in a row share it.
     """
     h, out = ids, []
     for i, before in enumerate(past.unbind(-1)):

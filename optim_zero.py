@@ -14,8 +14,8 @@ Gradients are accumulated and reduced in float32, whatever the compute type. A r
 is there and overlaps with the backward pass of the next unit; a gather starts one part ahead of its use. In one layout the stages give the same bits
 (with several microbatches 0 and 1 do, and 2 and 3: the latter add up what was reduced already).
 
-AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks. Memory tables lie outside the units,
-whole over dp*cp: row-wise Adagrad (Duchi et al. 2011) touches the rows of a step and no others.
+AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks. Memory tables lie outside the
+units, whole over dp*cp: row-wise Adagrad (Duchi et al. 2011) touches the rows of a step and no others.
 
 A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each tensor. It is
 written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
@@ -220,8 +220,8 @@ def gather_around(model, units):
 
 def gather_rows(table, g):
     """
-    The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,), ascending, and the
-    gradient of each (U, C/tp). Sent: the gradient of the embedded positions, once. Added up in one order on all ranks, so that copies stay equal.
+    The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,), ascending, and
+    the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table. Added up in one order on all ranks, so that copies stay equal.
     """
     rows, grad = (all_gather(torch.cat(x), g) for x in zip(*table.pairs))
     at, order = rows.flatten().sort(stable=True)

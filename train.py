@@ -66,6 +66,9 @@ top_k = 2
 expert_ff = 0              # hidden units of an expert; 0: ff / top_k
 shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
+smear = 0                  # so many ids before each are embedded with it, by tables of their own
+ngram = 0                  # memory tables, looked up by the last 2, 3, .. ngram ids and added to the embedding; 0: none
+ngram_rows = 131072        # of each
 moe_balance = 1e-3         # step of the balancing bias
 image_weight = 0.2         # of the image loss beside text: drawing is learned early, answers late
 audio_weight = 0.5
@@ -77,6 +80,7 @@ muon_lr = 0.02             # their peak learning rate
 head_lr = 1.0              # factors on lr by kind of parameter
 embed_lr = 3.0
 scalar_lr = 1.0
+ngram_lr = 1.0             # peak learning rate of the memory tables: the length of a row's first step
 warmup = 50                # steps
 decay = 'linear'           # linear | cosine, to lr_end
 decay_from = 0.4           # linear: the fraction of max_steps at which it begins
@@ -213,7 +217,7 @@ except ValueError as e:
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie, zero_shard=zero_shard)
 mesh.fp8, todo = fp8, todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
-kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
+kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr, table=ngram_lr / lr)
 opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
 for m in models:
     m.recompute = recompute
@@ -318,7 +322,7 @@ def evaluate(blind=False):
     for name, s in val_sets.items():
         total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
         for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
-                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank):
+                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past):
             if blind:
                 b['xin_img'].zero_(), b['xin_aud'].zero_()
             b = to_device(b)                   # weights are 1, and 0 for padding
@@ -427,7 +431,7 @@ def balance(move):
 
 def batches():
     return train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, micro=micro, T=block_size, draws=flow_draws,
-                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
+                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
 
 def roll_back(why):
     """To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be no way out."""

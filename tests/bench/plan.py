@@ -87,8 +87,8 @@ PUBLISHED = [       # name, model, layout, cluster, T, what is compared, publish
      tokens, 1602, None, BRIDGE, 0),
     ("NVIDIA's Llama-3-405B, 1,024 H100, fp8", LLAMA3_405B, layout(8, 8, 8, 1, 64, 1, cp=2, schedule='interleaved', v=8, fp8=True), H100,
      8192, tokens, 292, None, BRIDGE, 0),
-    ("NVIDIA's Qwen3-30B-A3B, 16 H100, fp8", QWEN3_30B, layout(8, 1, 2, 2, 32, 1, ep=8, schedule='interleaved', v=24, fp8=True), H100, 4096, tokens,
-     5275, None, BRIDGE + '; no shared expert there, one of 8 units here', 0)]
+    ("NVIDIA's Qwen3-30B-A3B, 16 H100, fp8", QWEN3_30B, layout(8, 1, 2, 2, 32, 1, ep=8, schedule='interleaved', v=24, fp8=True), H100, 4096,
+     tokens, 5275, None, BRIDGE + '; no shared expert there, one of 8 units here', 0)]
 
 # nanotron: the best layout of each size and number of nodes (8 H100 each), from the figure in its README (docs/benchmark_summary.svg) and
 # the same points in the Ultra-Scale Playbook (benchmarks_interactive.html), which gives tokens per second and GPU; 4096 positions a row,

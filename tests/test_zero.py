@@ -177,20 +177,22 @@ def memory_worker(rank, text, zero):
     gc.collect()
     seen = sum(n for k, n in storages().items() if k not in before) - opt.steps.nbytes
     assert opt.nbytes() == rest
-    return rest, seen, sum(u.n for u in opt.units), sum(p.numel() for m in models for p in m.parameters())
+    return rest, seen, sum(u.n for u in opt.units), sum(p.numel() for u in opt.units for p in u.params), [p.shape for p, _ in opt.tables]
 
 
 @pytest.mark.parametrize('text, stages', [('dense dp2', (0, 1, 2, 3)), ('tied dp4 shard2', (3,)), ('dense cp2 tp2 ring', (1,))])
 def test_bytes_at_rest_are_those_of_the_formulas(text, stages):
-    """18, 6 + 12/d, 2 + 16/d, 18/d bytes per padded parameter (bfloat16, AdamW), after a step as before; no tensor lives beside them."""
+    """18, 6 + 12/d, 2 + 16/d, 18/d bytes per padded parameter (bfloat16, AdamW), after a step as before; memory tables in
+    float32, and a number per row; no tensor lives beside them."""
     d = 2
     for zero in stages:
         each = (18, 6 + 12 / d, 2 + 16 / d, 18 / d)[zero]
-        for rest, seen, n, bare in ranks(grid.size(grid.parse(text)), memory_worker, text, zero):
-            assert sum(rest.values()) == seen == n * each, (zero, rest, seen)
+        for rest, seen, n, bare, tables in ranks(grid.size(grid.parse(text)), memory_worker, text, zero):
+            numbers, rows = sum(r * c for r, c in tables), sum(r for r, _ in tables)
+            assert sum(rest.values()) == seen == n * each + 4 * numbers + 4 * rows, (zero, rest, seen)
             w = n // d
-            assert rest == dict(parameters=2 * (w if zero == 3 else n), gradients=4 * (w if zero > 1 else n),
-                                masters=4 * (w if zero else n), moments=8 * (w if zero else n))
+            assert rest == dict(parameters=2 * (w if zero == 3 else n) + 4 * numbers, gradients=4 * (w if zero > 1 else n),
+                                masters=4 * (w if zero else n), moments=8 * (w if zero else n) + 4 * rows)
             assert bare <= n <= 1.05 * bare
 
 

@@ -36,7 +36,8 @@ from test_train import TINY, assert_same, contents, machine, one_line, steps  # 
 # ---------------------------------------------------------------- every stage equals one process, and the other stages
 
 # layouts of tests/grid.py, and stages in the order in which their bits are compared: with one microbatch all, with several 0 = 1 and 2 = 3
-SEVERAL = [('moe dp2', 0, 1, 2, 3), ('dense dp4 shard2', 0, 1), ('tied dp2 pp2 zbh1 recompute', 2, 3)]
+SEVERAL = [('moe dp2', 0, 1, 2, 3), ('dense dp4 shard2', 0, 1), ('tied dp2 pp2 zbh1 recompute', 2, 3),
+           ('dense dp2 tp4 sp', 0, 1)]
 ONE = [('tied cp2 allgather recompute', 0, 1, 2, 3), ('dense dp2 tp2 sp', 0, 3), ('moe dp4 ep2 shard2', 0, 2)]
 MUON = [('moe dp2', 0, 2), ('dense dp2 tp2', 1, 3)]
 

@@ -12,7 +12,7 @@ import numpy as np
 from data.scenes import scenes as S
 from data.scenes.scenes import COLOURS, PALETTE, describe, locs
 
-KINDS = S.SHAPES + ['diamond', 'bowtie']
+KINDS = S.SHAPES + ['diamond', 'tee']
 TEXTURES = ['plain', 'plain', 'striped', 'dotted', 'checked']
 SHADE = .78                                                             # of the dark part of a texture
 SIZES = [(64, 64)] * 6 + [(64, 96), (96, 64), (96, 96), (96, 96), (128, 128), (160, 160)]        # height, width
@@ -35,7 +35,7 @@ def mask(kind, w, h):
     if kind in S.SHAPES:
         return S.mask(kind, w, h)
     v, u = (np.indices((8 * h, 8 * w)) + .5) / np.reshape((h, w), (2, 1, 1)) / 4 - 1
-    m = abs(u) + abs(v) <= 1 if kind == 'diamond' else abs(v) <= abs(u)
+    m = abs(u) + abs(v) <= 1 if kind == 'diamond' else (v <= -.34) | (abs(u) <= .34)
     return m.reshape(h, 8, w, 8).mean((1, 3), dtype=np.float32)
 
 @lru_cache(None)
@@ -46,7 +46,7 @@ def texture(name, w, h):
     return np.where(dark, np.float32(SHADE), np.float32(1))[..., None]
 
 def inside(o, hw):
-    """Obj -> bool (H, W): where a point counts as on it, covered or not; the hole of a ring belongs to it."""
+    """Obj -> bool (H, W): where a point counts as on it, covered or not; a ring's hole belongs to it."""
     m = np.zeros(hw, bool)
     m[o.y:o.y + o.h, o.x:o.x + o.w] = mask('circle' if o.kind == 'ring' else o.kind, o.w, o.h) >= .5
     return m
@@ -131,13 +131,13 @@ def what(rng, sc, codec):
             return ['what ', codec.sp['point'], *ids], [name(sc.objs[i])], sc.objs[i]
 
 def group(rng, sc):
-    """Words for a set of objects -> words, the objects: from none of them to all."""
-    colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
-    if rng.random() < .8 and sc.objs:
-        o = rng.choice(sc.objs)
-        colour, kind = o.colour, o.kind
-    words = rng.choice(['', f' {colour}', f' {kind}', f' {colour} {kind}'])
-    return words, [o for o in sc.objs if {*words.split()} <= {o.colour, o.kind}]
+    """Words for a set of objects -> words, the objects: each number of them, from none to all, about as often as the others."""
+    words = ['', *(f' {c}' for c in COLOURS), *(f' {k}' for k in KINDS), *(f' {c} {k}' for c, k in PAIRS)]
+    sets = {}
+    for w in words:
+        some = [o for o in sc.objs if {*w.split()} <= {o.colour, o.kind}]
+        sets.setdefault(len(some), []).append((w, some))
+    return rng.choice(sets[rng.choice([*sets])])
 
 def count(rng, sc, codec):
     words, some = group(rng, sc)

@@ -71,13 +71,14 @@ TONES = np.float32([np.float32(O.PALETTE[c]) * s for c in O.COLOURS for s in (1,
 
 def read_picture(img):
     """uint8 (H, W, 3) -> list of dict(colour, kind, area in pixels, box (x, y, w, h), centre (x, y)), largest first: every connected
-    area of at least 16 pixels that is strongly coloured and nearest to one colour of the palette, lit or shaded."""
+    area of at least 16 coloured pixels that are nearest to one colour of the palette, lit or shaded."""
     x, found = np.asarray(img, np.float32), []
     if x.ndim != 3 or x.shape[2] != 3 or not x.size:
         return []
-    near = ((x[:, :, None] - TONES) ** 2).sum(-1).argmin(-1) // 3
-    for colour, r, c in areas(np.where(np.ptp(x, axis=2) > 75, near, -1)):
-        if len(r) >= 16 and np.ptp(r) > 3 and np.ptp(c) > 3:
+    off = ((x[:, :, None] - TONES) ** 2).sum(-1)
+    near, off = off.argmin(-1) // 3, off.min(-1)
+    for colour, r, c in areas(np.where(np.ptp(x, axis=2) > 50, near, -1)):
+        if len(r) >= 16 and np.ptp(r) > 3 and np.ptp(c) > 3 and np.median(off[r, c]) < 50 ** 2:       # ... else an edge's mixed colours
             a = np.zeros((np.ptp(r) + 1, np.ptp(c) + 1), bool)
             a[r - r.min(), c - c.min()] = True
             like = lambda k: (a & (t := O.mask(k, *a.shape[::-1]) >= .5)).sum() / (a | t).sum()

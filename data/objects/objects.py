@@ -130,14 +130,14 @@ def what(rng, sc, codec):
         if sc.top[int(codec.unloc(ids[1]) * H), int(codec.unloc(ids[0]) * W)] == i:
             return ['what ', codec.sp['point'], *ids], [name(sc.objs[i])], sc.objs[i]
 
-def group(rng, sc):
-    """Words for a set of objects -> words, the objects: each number of them, from none to all, about as often as the others."""
+def group(rng, sc, none=True):
+    """Words for a set of objects -> words, the objects: each number of them, from none (or 1) to all, as often as the others."""
     words = ['', *(f' {c}' for c in COLOURS), *(f' {k}' for k in KINDS), *(f' {c} {k}' for c, k in PAIRS)]
     sets = {}
     for w in words:
         some = [o for o in sc.objs if {*w.split()} <= {o.colour, o.kind}]
         sets.setdefault(len(some), []).append((w, some))
-    return rng.choice(sets[rng.choice([*sets])])
+    return rng.choice(sets[rng.choice([n for n in sets if n or none])])
 
 def count(rng, sc, codec):
     words, some = group(rng, sc)
@@ -145,7 +145,7 @@ def count(rng, sc, codec):
 
 def points(rng, sc, codec):
     """A point for every instance, in (x, y) order, then the number."""
-    words, some = group(rng, sc)
+    words, some = group(rng, sc, rng.random() < .3)
     ids = sorted(locs(codec, sc.img, o.x + o.w / 2, o.y + o.h / 2) for o in some)
     return [f'point to every{words or " object"}'], [*(i for xy in ids for i in (codec.sp['point'], *xy)), str(len(some))], some
 

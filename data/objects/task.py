@@ -75,9 +75,11 @@ def read_picture(img):
     x, found = np.asarray(img, np.float32), []
     if x.ndim != 3 or x.shape[2] != 3 or not x.size:
         return []
-    off = ((x[:, :, None] - TONES) ** 2).sum(-1)
+    off, vivid = ((x[:, :, None] - TONES) ** 2).sum(-1), np.ptp(x, axis=2)
     near, off = off.argmin(-1) // 3, off.min(-1)
-    for colour, r, c in areas(np.where(np.ptp(x, axis=2) > 50, near, -1)):
+    for colour, r, c in areas(np.where(vivid > 50, near, -1)):
+        full = vivid[r, c] > .5 * np.median(vivid[r, c])                # pixels that the object covers by half or more
+        r, c = r[full], c[full]
         if len(r) >= 16 and np.ptp(r) > 3 and np.ptp(c) > 3 and np.median(off[r, c]) < 50 ** 2:       # ... else an edge's mixed colours
             a = np.zeros((np.ptp(r) + 1, np.ptp(c) + 1), bool)
             a[r - r.min(), c - c.min()] = True

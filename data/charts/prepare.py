@@ -1,7 +1,7 @@
 """
 Charts with axes, ticks, legends and titles, 96x96 to 160x160 pixels, and questions about them (see charts.py).
 
-    python data/charts/prepare.py                       # about 20 s on one core; train.py does it by itself
+    python data/charts/prepare.py                       # about 5 s on one core; train.py does it by itself
 
     <boi> h w ... <eoi> <user>how much is cat?<assistant>40<eot> <user>which is largest?<assistant>dog<eot>
 
@@ -20,7 +20,7 @@ from data.loader import shard_dir, write_shards
 from data.scenes.prepare import ask, say
 from data.source import guard
 
-n_train = 8000  # documents
+n_train = 4000  # documents
 n_val = 400
 seed = 0
 most = 6  # questions about a chart

@@ -1,7 +1,7 @@
 """
 Pictures of 64x64 to 160x160 with up to 12 objects, questions about them, and edits, picture to picture (see objects.py).
 
-    python data/objects/prepare.py                      # about 40 s on one core; train.py does it by itself
+    python data/objects/prepare.py                      # about 10 s on one core; train.py does it by itself
 
     ask    <boi> h w ... <eoi> <user>how many red?<assistant>2<eot> <user>point to every ring<assistant><point> x y <point> x y 2<eot>
     edit   <boi> h w ... <eoi> <user>make red ring blue<assistant><boi> h w ... <eoi><eot>
@@ -21,7 +21,7 @@ from data.objects import objects as O
 from data.scenes.prepare import ask, say
 from data.source import guard
 
-n_train = 10000  # documents
+n_train = 6000  # documents
 n_val = 500
 seed = 0
 most = 7  # questions about a picture

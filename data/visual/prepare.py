@@ -1,7 +1,7 @@
 """
 Riddles with thoughts in pictures, and the same riddles answered straight away (see visual.py).
 
-    python data/visual/prepare.py                       # about 30 s on one core; train.py does it by itself
+    python data/visual/prepare.py                       # about 15 s on one core; train.py does it by itself
     python data/visual/prepare.py --p_say=1             # the control: the same data set without any thought
 
     <boi> h w ... <eoi> <user>think: digit on red?<assistant><think><box> x0 y0 x1 y1 <look><boi> h w ... <eoi></think>7<eot>
@@ -10,7 +10,7 @@ Riddles with thoughts in pictures, and the same riddles answered straight away (
     <boi> h w ... <eoi> <user>wait: which exit?<assistant>...                      as many pictures as a thought, but empty ones
 
 p_say is a share of *positions*, of each kind of riddle: documents without a thought are shorter, so there are more of them. Train with
---block_size=448 (longer ones lose their end). Weight 0: the prompt and what the environment inserted, 1: thoughts and answers. Document i
+--block_size=480 (longer ones lose their end). Weight 0: the prompt and what the environment inserted, 1: thoughts and answers. Document i
 of a split depends on (seed, split, i) only; training has nothing held out, every even document of the validation split has.
 """
 import random
@@ -24,7 +24,7 @@ from data.scenes.prepare import ask
 from data.source import guard
 from data.visual import visual as V
 
-n_train = 12000  # documents
+n_train = 6000  # documents
 n_val = 500
 seed = 0
 p_peek, p_maze, p_tangle = .25, .3, .3  # shares of the riddles; the rest is puzzle
@@ -34,7 +34,7 @@ tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/visual/shards-TOKENIZER
 
-LONGER = dict(peek=1.5, maze=4.2, tangle=4.3, puzzle=1.15)              # a document with a thought is so many times longer
+LONGER = dict(peek=1.5, maze=3.5, tangle=3.4, puzzle=1.1)               # a document with a thought is so many times longer
 
 def document(i, split, codec, seed=0, shares=(p_peek, p_maze, p_tangle), p_say=.5, p_wait=0.):
     """-> document i of split 'train' or 'val': a list of segments."""

@@ -23,13 +23,14 @@ from data.objects import objects as O
 from data.scenes import scenes as S
 from data.scenes.scenes import COLOURS, PALETTE
 
-# img: what is shown; steps: the pictures of the thought; source, box: what peek may look at and where it should, else None
-Riddle = namedtuple('Riddle', 'kind img question answer steps source box')
+# img: what is shown; steps: the pictures of the thought; what: its compositions, as is_held() takes them; source, box: what peek may look
+# at and where it should, else None
+Riddle = namedtuple('Riddle', 'kind img question answer steps what source box', defaults=(None, None))
 EXITS = ['red', 'green', 'blue', 'yellow']
 MARK, INK, FLOOR = (190, 140, 250), (40, 40, 40), (245, 245, 245)
 SMALLER, CROP, STRIDE = 4, 16, 3                                        # peek: times; patches of a crop; maze: steps per picture
 
-is_held = lambda *what: zlib.crc32(repr(what).encode()) % 8 == 0
+is_held = lambda what: zlib.crc32(repr(what).encode()) % 8 == 0
 
 # peek
 def look(source, box):
@@ -61,8 +62,8 @@ def peek(rng, held=False):
     while True:
         what = [(c, rng.choice([k for k in kinds if (c, k) in O.FREE])) for c in rng.sample(COLOURS, n)]
         digits = [rng.choice(S.DIGITS) for _ in what]
-        out = [is_held('peek', c, k, d) for (c, k), d in zip(what, digits)]
-        placed = any(out) == held and O.place(rng, (side, side), what, (40, 52), overlap=False)
+        marks = [('peek', c, k, d) for (c, k), d in zip(what, digits)]
+        placed = any(map(is_held, marks)) == held and O.place(rng, (side, side), what, (40, 52), overlap=False)
         if placed:
             break
     objs, back = placed[0], O.ground(rng, (side, side), plain=True)
@@ -75,11 +76,11 @@ def peek(rng, held=False):
         tone = tone * rng.uniform(.2, .6) if rng.random() < .5 else tone + (255 - tone) * rng.uniform(.4, .9)
         part += S.mask(d, w, h)[..., None] * (tone - part)
     source = np.clip(np.rint(source), 0, 255).astype(np.uint8)
-    i = rng.choice([i for i, h in enumerate(out) if h == held])
+    i = rng.choice([i for i, m in enumerate(marks) if is_held(m) == held])
     o, half = objs[i], 16
     cx, cy = (min(max(v, half), side - half) for v in (o.x + o.w // 2, o.y + o.h // 2))
     box = ((cx - half) / side, (cy - half) / side, (cx + half) / side, (cy + half) / side)
-    return Riddle('peek', smaller(source), f'digit on {o.colour}?', digits[i], [], source, box)
+    return Riddle('peek', smaller(source), f'digit on {o.colour}?', digits[i], [], marks, source, box)
 
 # maze
 def trees(rng, n):
@@ -139,7 +140,8 @@ def maze(rng, held=False):
         start = max(distances(links, some).items(), key=lambda x: x[1])[0]
         far = distances(links, start)
         goal = max(far, key=far.get)
-        if not 4 <= far[goal] <= 5 * STRIDE or is_held('maze', sorted(links.items()), start) != held:
+        what = 'maze', sorted((c, sorted(near)) for c, near in links.items()), start
+        if not 4 <= far[goal] <= 5 * STRIDE or is_held(what) != held:
             continue
         d = lambda c: (c[0] - start[0]) ** 2 + (c[1] - start[1]) ** 2
         side = rng.sample([True] * nearer + [False] * (3 - nearer), 3)
@@ -148,7 +150,7 @@ def maze(rng, held=False):
             exits = dict(zip([goal, *map(rng.choice, wrong)], colours))
             draw = lambda steps: paint_maze(links, n, start, exits, {c for c in far if far[c] <= steps})
             steps = [draw(k) for k in range(STRIDE, far[goal] + STRIDE, STRIDE)]
-            return Riddle('maze', draw(-1), 'which exit?', colours[0], steps, None, None)
+            return Riddle('maze', draw(-1), 'which exit?', colours[0], steps, [what])
 
 # tangle
 def tangle(rng, held=False):
@@ -156,7 +158,7 @@ def tangle(rng, held=False):
     n, ends, asked = rng.choice((3, 3, 4)), rng.sample(EXITS, 4), rng.randrange(4)
     while True:
         orders = [list(range(4))] + [rng.sample(range(4), 4) for _ in range(n)]           # orders[k][line]: its place at knot k
-        if is_held('tangle', orders) == held and orders[0] != orders[1]:
+        if is_held(('tangle', orders)) == held and orders[0] != orders[1]:
             break
     W, H, t = 16 * n + 16, 64, np.arange(17)
     lines = []
@@ -177,14 +179,15 @@ def tangle(rng, held=False):
             img[y - 5:y + 5, 0:6][S.mask(str(k + 1), 6, 10) > 0] = INK
             img[y - 3:y + 3, W - 7:W - 1] = PALETTE[ends[k]]
         return img
-    return Riddle('tangle', draw(0), f'where does {asked + 1} lead?', ends[orders[-1][asked]], [draw(k + 1) for k in range(n)], None, None)
+    return Riddle('tangle', draw(0), f'where does {asked + 1} lead?', ends[orders[-1][asked]], [draw(k + 1) for k in range(n)], [('tangle', orders)])
 
 # puzzle
 def puzzle(rng, held=False):
     """A striped 48x48 ground with a large shape on it, 16x16 of it missing; below it 4 pieces. The others are turned, mirrored or recoloured."""
     while True:
         colours, kind = rng.sample(COLOURS, 3), rng.choice(['circle', 'square', 'diamond'])
-        if is_held('puzzle', colours, kind) != held or (colours[2], kind) in O.HELD:
+        what = 'puzzle', sorted(colours[:2]), colours[2], kind
+        if is_held(what) != held or (colours[2], kind) in O.HELD:
             continue
         a, period, phase = rng.uniform(0, math.pi), rng.uniform(10, 18), rng.random()
         y, x = np.indices((48, 48))
@@ -208,7 +211,7 @@ def puzzle(rng, held=False):
     img[r0:r0 + 16, 8 + c0:24 + c0] = S.GREY
     for k, i in enumerate(order):
         img[56:72, 1 + 18 * k:17 + 18 * k] = four[i]
-    return Riddle('puzzle', img, 'which piece?', 'abcd'[order.index(0)], [piece], None, None)
+    return Riddle('puzzle', img, 'which piece?', 'abcd'[order.index(0)], [piece], [what])
 
 RIDDLES = dict(peek=peek, maze=maze, tangle=tangle, puzzle=puzzle)
 

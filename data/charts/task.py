@@ -15,7 +15,7 @@ from data.charts import charts as G
 from data.scenes.prepare import ask
 
 # skill -> what the best answer scores that is always the same (tests/test_skills.py counts it)
-CHANCE = dict(value=.25, largest=.12, difference=.32, trend=.36, crossing=.12)
+CHANCE = dict(value=.25, largest=.1, difference=.22, trend=.36, crossing=.12)
 SKILLS = list(CHANCE)
 
 def problems(skill, n, codec, seed=0, split='val', shards=''):

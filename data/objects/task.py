@@ -16,7 +16,7 @@ from data.objects import objects as O
 from data.scenes.prepare import ask
 
 # skill -> what the best answer scores that is always the same (tests/test_skills.py counts it)
-CHANCE = dict(what=.1, count=.36, where=.25, relation=.5, point=.1, box=.1, points=.1, recolour=0., remove=0., add=0.)
+CHANCE = dict(what=.11, count=.27, where=.25, relation=.5, point=.04, box=.05, points=.14, recolour=0., remove=0., add=0.)
 SKILLS = list(CHANCE)
 MAX_NEW = 72                                            # positions of an answer: a picture of 64 patches, or 12 points
 
@@ -52,20 +52,19 @@ def problem(skill, rng, held, codec):
 
 def areas(label):
     """int (H, W), -1: none -> for each connected area (8 neighbours) of one label: (label, rows, columns)."""
-    (H, W), where = label.shape, np.flatnonzero(label.ravel() >= 0)
     pad = np.pad(label, 1, constant_values=-1)
-    name = np.pad(np.arange(H * W).reshape(H, W), 1, constant_values=-1)
-    name[pad < 0] = -1
+    W, at = pad.shape[1], np.flatnonzero(pad >= 0)
+    name, flat = np.arange(pad.size), pad.ravel()
+    near = [np.where(flat[at + d] == flat[at], at + d, at) for d in (1, -1, W, -W, W + 1, W - 1, 1 - W, -W - 1)]
     old = None
-    while old is None or (old != name).any():           # the largest number of an area spreads over it
-        old = name.copy()
-        for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
-            near, same = np.roll(name, (dy, dx), (0, 1)), np.roll(pad, (dy, dx), (0, 1)) == pad
-            name = np.where(same & (pad >= 0), np.maximum(name, near), name)
-    flat = name[1:-1, 1:-1].ravel()[where]
-    for k in np.unique(flat):
-        r, c = np.divmod(where[flat == k], W)
-        yield int(label[r[0], c[0]]), r, c
+    while old is None or (old != name[at]).any():       # the largest number of an area spreads over it, in jumps
+        old = name[at]
+        for n in near:
+            name[at] = np.maximum(name[at], name[n])
+        name[at] = name[name[at]]
+    for k in np.unique(name[at]):
+        r, c = np.divmod(at[name[at] == k], W)
+        yield int(pad[r[0], c[0]]), r - 1, c - 1
 
 TONES = np.float32([np.float32(O.PALETTE[c]) * s for c in O.COLOURS for s in (1, (1 + O.SHADE) / 2, O.SHADE)])
 
@@ -75,9 +74,11 @@ def read_picture(img):
     x, found = np.asarray(img, np.float32), []
     if x.ndim != 3 or x.shape[2] != 3 or not x.size:
         return []
-    off, vivid = ((x[:, :, None] - TONES) ** 2).sum(-1), np.ptp(x, axis=2)
-    near, off = off.argmin(-1) // 3, off.min(-1)
-    for colour, r, c in areas(np.where(vivid > 50, near, -1)):
+    vivid, label, off = np.ptp(x, axis=2), np.full(x.shape[:2], -1), np.zeros(x.shape[:2])
+    some = vivid > 50
+    d = ((x[some][:, None] - TONES) ** 2).sum(-1)
+    label[some], off[some] = d.argmin(-1) // 3, d.min(-1)
+    for colour, r, c in areas(label):
         full = vivid[r, c] > .5 * np.median(vivid[r, c])                # pixels that the object covers by half or more
         r, c = r[full], c[full]
         if len(r) >= 16 and np.ptp(r) > 3 and np.ptp(c) > 3 and np.median(off[r, c]) < 50 ** 2:       # ... else an edge's mixed colours

@@ -34,7 +34,7 @@ tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/visual/shards-TOKENIZER
 
-LONGER = dict(peek=1.5, maze=3.5, tangle=3.4, puzzle=1.1)               # a document with a thought is so many times longer
+LONGER = dict(peek=1.75, maze=3.5, tangle=3.4, puzzle=1.1)               # a document with a thought is so many times longer
 
 def document(i, split, codec, seed=0, shares=(p_peek, p_maze, p_tangle), p_say=.5, p_wait=0.):
     """-> document i of split 'train' or 'val': a list of segments."""

@@ -1,7 +1,7 @@
 """
 What `visual` consists of: four riddles that are easier with a thought in pictures, and those thoughts.
 
-    peek     a large picture is shown at a quarter of its size: the digits on its objects cannot be read. The thought asks for a box,
+    peek     a large picture is shown at a sixth of its size: the digits on its objects cannot be read. The thought asks for a box,
              <box> x0 y0 x1 y1 <look>, and the environment inserts that part of the original (look() below, weight 0)
     maze     which exit can be reached? The thought draws how far one gets in 3, 6, 9 ... steps, a picture each, a cell is a patch
     tangle   where does a line lead? The thought marks it from crossing to crossing
@@ -28,7 +28,7 @@ from data.scenes.scenes import COLOURS, PALETTE
 Riddle = namedtuple('Riddle', 'kind img question answer steps what source box', defaults=(None, None))
 EXITS = ['red', 'green', 'blue', 'yellow']
 MARK, INK, FLOOR = (190, 140, 250), (40, 40, 40), (245, 245, 245)
-SMALLER, CROP, STRIDE = 4, 16, 3                                        # peek: times; patches of a crop; maze: steps per picture
+SMALLER, CROP, STRIDE = 6, 16, 3                                        # peek: times; patches of a crop; maze: steps per picture
 
 is_held = lambda what: zlib.crc32(repr(what).encode()) % 8 == 0
 

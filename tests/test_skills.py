@@ -1,6 +1,7 @@
 """data/charts, data/objects, data/visual: answers recounted from the pixels, judges, what is held out, floors, thoughts in the engine."""
 import random
 import re
+import zlib
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 import numpy as np
@@ -119,7 +120,7 @@ def test_edits_change_what_was_asked_and_nothing_else():
         assert request[0].split()[0] == dict(recolour='make').get(kind, kind)
 
 def solve(img):
-    """A maze's picture -> {colour of exit: can it be reached}, number of steps to the first that can; walls are dark pixels at the borders."""
+    """A maze's picture -> {colour of exit: can it be reached}, {cell: steps}; walls are dark pixels at the borders."""
     n, x = len(img) // 8, img.astype(int)
     dark = (x.sum(-1) < 200)
     cell = lambda r, c: dark[8 * r:8 * r + 8, 8 * c:8 * c + 8]
@@ -224,7 +225,8 @@ def test_documents_are_what_the_script_says(name):
     turn = r'<user>[^<]+(<point><\d+><\d+>)?<assistant>([^<]*(<(point|box)>(<\d+>)+)*[^<]+|<box>(<\d+>){4}|<point>(<\d+>){2})<eot>'
     picture = r'<boi><\d+><\d+><I><eoi>'
     think = rf'<think>(<box>(<\d+>){{4}}<look>{picture}|(<draw>{picture})+)</think>'
-    forms = dict(charts=[rf'{picture}({turn})+'], objects=[rf'{picture}({turn})+', rf'{picture}<user>[^<]+(<point><\d+><\d+>)?<assistant>{picture}<eot>'],
+    forms = dict(charts=[rf'{picture}({turn})+'], objects=[rf'{picture}({turn})+',
+                 rf'{picture}<user>[^<]+(<point><\d+><\d+>)?<assistant>{picture}<eot>'],
                  visual=[rf'{picture}<user>think: [^<]+<assistant>{think}\w+<eot>', rf'{picture}<user>say: [^<]+<assistant>\w+<eot>'])[name]
     used = Counter()
     for i in range(60):
@@ -260,8 +262,8 @@ def test_documents_depend_on_seed_split_and_number_only(name):
     again = [prep.document(i, 'train', C, 3) for i in reversed(range(12))][::-1]
     assert all(map(same, one, again)) and state == (random.getstate(), np.random.get_state()[1].tolist())
     assert not same(one[0], prep.document(0, 'train', C, 4)) and not same(one[0], prep.document(0, 'val', C, 3))
-    a, b, c = [[(p['answer'], p['question'], C.encode(p['prompt'])['patches'].tobytes()) for p in task.problems(task.SKILLS[1], 6, C, seed=s)]
-               for s in (5, 5, 6)]
+    told = lambda p: (p['answer'], p['question'], C.encode(p['prompt'])['patches'].tobytes())
+    a, b, c = [[told(p) for p in task.problems(task.SKILLS[1], 6, C, seed=s)] for s in (5, 5, 6)]
     assert a == b != c
     with pytest.raises(ValueError, match='there are'):
         task.problems('dance', 1, C)
@@ -271,8 +273,9 @@ def compositions(name, monkeypatch):
     seen = []
     if name == 'charts':
         real = G.paint
-        monkeypatch.setattr(G, 'paint', lambda rng, kind, title, items, *a: (seen.extend(
-            (kind, o.name, o.data[0]) if kind in ('bar', 'pie') else (kind, o.name, o.colour, o.trend) for o in items), real(rng, kind, title, items, *a))[1])
+        what = lambda kind, o: (kind, o.name, o.data[0]) if kind in ('bar', 'pie') else (kind, o.name, o.colour, o.trend)
+        monkeypatch.setattr(G, 'paint', lambda rng, kind, title, items, *a: (
+            seen.extend(what(kind, o) for o in items), real(rng, kind, title, items, *a))[1])
     elif name == 'objects':
         real = O.paint
         monkeypatch.setattr(O, 'paint', lambda objs, ground: (seen.extend((o.colour, o.kind) for o in objs), real(objs, ground))[1])
@@ -300,12 +303,8 @@ def test_training_never_shows_what_is_held_out(name, monkeypatch):
         new = drawn(lambda: prep.document(i, 'val', C)) - train
         assert i % 2 or new                             # every even one has something that training never had
     hashed = dict(charts=lambda c: G.held_item(c[0], G.Item(c[1], c[2], [c[2]], c[-1])), objects=lambda c: O.is_held(*c),
-                  visual=lambda c: zlib_eighth(c))[name]
+                  visual=lambda c: zlib.crc32(c.encode()) % 8 == 0)[name]
     assert not any(map(hashed, train))
-
-def zlib_eighth(text):
-    import zlib
-    return zlib.crc32(text.encode()) % 8 == 0
 
 def test_objects_hold_out_what_scenes_hold_out():
     """Else a mixture of the two would train on held-out pairs."""
@@ -313,7 +312,7 @@ def test_objects_hold_out_what_scenes_hold_out():
 
 def test_thoughts_and_straight_answers_have_equal_positions():
     n = defaultdict(list)
-    for i in range(700):
+    for i in range(450):
         doc = VP.document(i, 'train', C, shares=(.2, .3, .3))
         q = next(v for k, v, *_ in doc if k == 'text')
         kind = next(k for k, w in dict(peek='digit', maze='exit', tangle='lead', puzzle='piece').items() if w in q)
@@ -345,7 +344,8 @@ def test_truth_is_right_and_corrupted_answers_are_wrong(name, skill):
         assert C.encode(p['prompt'])['w'].sum() == 0 and C.encode(p['prompt'])['ids'][-1] == C.sp['assistant']
         if skill not in ('point', 'box', 'points', 'value', 'difference'):
             assert task.verify(p, {'text': out['text'].removesuffix(p['answer']) + other(p)['answer']}) == 0
-        for bad in ({}, None, {'text': None}, {'ids': [10 ** 9]}, {'text': '<point><99><99>'}, {'text': '<box><9><9><9><9>'}, {'text': 'a' * 9999}):
+        for bad in ({}, None, {'text': None}, {'ids': [10 ** 9]}, {'text': '<point><99><99>'}, {'text': '<box><9><9><9><9>'},
+                    {'text': 'a' * 9999}):
             assert task.verify(p, bad, C) == 0
 
 def test_numbers_count_within_one_grid_step():
@@ -365,18 +365,19 @@ def test_points_are_matched_within_half_an_object():
 
 def test_edit_judge_on_held_out_truth():
     """What the reader itself gets right on the asked pictures, clean and with noise, and on crowded scenes, where objects hide others."""
-    ps = [p for k in O.EDITS for p in OT.problems(k, 80, C)]
+    ps = [p for k in O.EDITS for p in OT.problems(k, 60, C)]
     noisy = lambda i, x: np.clip(x + np.random.default_rng(i).normal(0, 12, x.shape), 0, 255).astype(np.uint8)
     clean = np.mean([OT.verify(p, {'images': [p['after']]}) for p in ps])
     rough = np.mean([OT.verify(p, {'images': [noisy(i, p['after'])]}) for i, p in enumerate(ps)])
     hits = made = asked = 0
-    for sc in map(O.scene, rngs(60)):
+    for sc in map(O.scene, rngs(40)):
         seen = OT.read_picture(sc.img)
         hits += OT.matched(sc.objs, seen, lambda o, s: (o.colour, o.kind) == (s['colour'], s['kind']) and
                            np.hypot(o.x + o.w / 2 - s['centre'][0], o.y + o.h / 2 - s['centre'][1]) <= (o.w + o.h) / 4)
         made, asked = made + len(seen), asked + len(sc.objs)
-    print(f'judge of edits: {clean:.3f} of true pictures accepted, {rough:.3f} with noise; objects of crowded scenes: F1 {OT.f1(hits, made, asked):.3f}')
-    assert clean >= .97 and rough >= .9 and OT.f1(hits, made, asked) > .85
+    crowd = OT.f1(hits, made, asked)
+    print(f'judge of edits: {clean:.3f} of true pictures accepted, {rough:.3f} with noise; objects of crowded scenes: F1 {crowd:.3f}')
+    assert clean >= .97 and rough >= .9 and crowd > .85
 
 def test_edit_judge_is_strict():
     for p in OT.problems('recolour', 20, C) + OT.problems('add', 20, C):
@@ -401,7 +402,8 @@ def test_drawn_thoughts_are_compared_patch_by_patch():
                 assert VT.judge(p, dict(out, images=shown))['drawn'] == 0
                 late = VT.judge(p, dict(out, images=[shown[0], *p['steps'][:-1]]))['drawn']
                 assert late <= 1 / len(p['steps'])
-            assert VT.judge(p, dict(out, images=[None]))['drawn'] == 0 and VT.judge(p, dict(out, images=p['steps'][:1]))['drawn'] == 1 / len(p['steps'])
+            assert VT.judge(p, dict(out, images=[None]))['drawn'] == 0
+            assert VT.judge(p, dict(out, images=p['steps'][:1]))['drawn'] == 1 / len(p['steps'])
 
 def test_the_control_may_not_think():
     p, = VT.problems('say maze', 1, C)
@@ -409,7 +411,7 @@ def test_the_control_may_not_think():
     q, = VT.problems('maze', 1, C)
     assert np.array_equal(q['prompt'][0][1], p['prompt'][0][1]) and q['answer'] == p['answer']              # the same riddle
     w, = VT.problems('wait maze', 1, C)
-    assert len(C.encode(w['thought'])['ids']) == len(C.encode(q['thought'])['ids'])                         # as many positions, nothing in them
+    assert len(C.encode(w['thought'])['ids']) == len(C.encode(q['thought'])['ids'])   # as many positions
     assert all(np.array_equal(v, p['prompt'][0][1]) for k, v, *_ in w['thought'] if k == 'image')
 
 GRID = [''.join(f'<point><{x}><{y}>' for x in range(k, 64, 2 * k + 1) for y in range(k, 64, 2 * k + 1)) + '4' for k in (6, 8, 10, 16)]
@@ -420,7 +422,7 @@ FIXED = dict(point=[f'<point><{x}><{y}>' for x in range(5, 64, 6) for y in range
 @pytest.mark.parametrize('name,skill', [(n, s) for n, s in ALL if s not in O.EDITS and not s.startswith('say ')])
 def test_the_best_constant_answer_is_chance(name, skill):
     """Chosen on some problems, scored on others: within three standard errors of what CHANCE says."""
-    task, n = SETS[name][1], 160 if skill in ('peek', 'maze') else 400
+    task, n = SETS[name][1], 160 if skill in ('peek', 'maze') else 300
     a, b = (task.problems(skill, n, C, seed=s) for s in (1, 2))
     cases = [*FIXED.get(skill, {p['answer'] for p in a})]
     best = max(cases, key=lambda t: sum(task.verify(p, {'text': t}) for p in a))
@@ -450,6 +452,10 @@ def test_simple_looks_do_not_answer(skill):
 # -----------------------------------------------------------------------------
 # in the engine
 
+def tiny():
+    cfg = ModelConfig(vocab_size=C.n_vocab, n_layer=1, n_head=2, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1)
+    return build(cfg, solo_mesh(), 0)[0].eval()
+
 def scripted(monkeypatch, ids):
     """A tiny model whose every choice is made for it, in order: what remains is the engine's own doing."""
     todo = list(ids)
@@ -457,7 +463,7 @@ def scripted(monkeypatch, ids):
         assert len(logits) == 1 and bias.reshape(-1, logits.shape[1])[0, todo[0]] == 0, 'grammar forbids it'
         return torch.tensor([todo.pop(0)]), torch.zeros(1).double(), torch.zeros(1).double()
     monkeypatch.setattr(sample, 'choose', choose)
-    return build(ModelConfig(vocab_size=C.n_vocab, n_layer=1, n_head=2, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1), solo_mesh(), 0)[0].eval()
+    return tiny()
 
 @pytest.mark.parametrize('skill', ['peek', 'maze', 'puzzle', 'say maze'])
 def test_a_thought_in_the_engine_is_the_document_of_training(skill, monkeypatch):
@@ -502,7 +508,7 @@ def test_what_cannot_be_looked_at_ends_the_answer():
 
 def test_table_has_thoughts_given_and_swapped():
     """A model that has learned nothing: every row is there; `swapped` gets thoughts of the same form that end in another answer."""
-    net = build(ModelConfig(vocab_size=C.n_vocab, n_layer=1, n_head=2, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1), solo_mesh(), 0)[0].eval()
+    net = tiny()
     said = []
     rows = list(skills.table(net, C, dict(charts='', visual=''), 2, said.append))
     names = [r['skill'] for r in rows]

@@ -10,7 +10,7 @@ from collections import Counter, namedtuple
 from functools import lru_cache
 import numpy as np
 from data.scenes import scenes as S
-from data.scenes.scenes import COLOURS, PALETTE, describe, locs
+from data.scenes.scenes import COLOURS, PALETTE, locs
 
 KINDS = S.SHAPES + ['diamond', 'tee']
 TEXTURES = ['plain', 'plain', 'striped', 'dotted', 'checked']

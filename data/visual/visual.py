@@ -84,7 +84,7 @@ def peek(rng, held=False):
 
 # maze
 def trees(rng, n):
-    """n x n cells -> {cell: [cells next to it that it is open to]} and {cell: which of 4 trees}: corridors that grow, the first one most."""
+    """n x n cells -> {cell: [cells next to it that it is open to]} and {cell: which of 4 trees}: corridors grow, the first most."""
     cells = [(r, c) for r in range(n) for c in range(n)]
     tips = [[s] for s in rng.sample(cells, 4)]
     of, links = {t[0]: k for k, t in enumerate(tips)}, {c: [] for c in cells}
@@ -179,11 +179,12 @@ def tangle(rng, held=False):
             img[y - 5:y + 5, 0:6][S.mask(str(k + 1), 6, 10) > 0] = INK
             img[y - 3:y + 3, W - 7:W - 1] = PALETTE[ends[k]]
         return img
-    return Riddle('tangle', draw(0), f'where does {asked + 1} lead?', ends[orders[-1][asked]], [draw(k + 1) for k in range(n)], [('tangle', orders)])
+    steps, answer = [draw(k + 1) for k in range(n)], ends[orders[-1][asked]]
+    return Riddle('tangle', draw(0), f'where does {asked + 1} lead?', answer, steps, [('tangle', orders)])
 
 # puzzle
 def puzzle(rng, held=False):
-    """A striped 48x48 ground with a large shape on it, 16x16 of it missing; below it 4 pieces. The others are turned, mirrored or recoloured."""
+    """A striped 48x48 ground with a large shape on it, 16x16 of it missing; below it 4 pieces, the others turned, mirrored or recoloured."""
     while True:
         colours, kind = rng.sample(COLOURS, 3), rng.choice(['circle', 'square', 'diamond'])
         what = 'puzzle', sorted(colours[:2]), colours[2], kind

@@ -184,7 +184,7 @@ def tangle(rng, held=False):
 
 # puzzle
 def puzzle(rng, held=False):
-    """A striped 48x48 ground with a large shape on it, 16x16 of it missing; below it 4 pieces, the others turned, mirrored or recoloured."""
+    """A striped 48x48 ground with a large shape on it, 16x16 of it missing; below it 4 pieces, 3 turned, mirrored or recoloured."""
     while True:
         colours, kind = rng.sample(COLOURS, 3), rng.choice(['circle', 'square', 'diamond'])
         what = 'puzzle', sorted(colours[:2]), colours[2], kind

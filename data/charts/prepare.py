@@ -5,7 +5,7 @@ Charts with axes, ticks, legends and titles, 96x96 to 160x160 pixels, and questi
 
     <boi> h w ... <eoi> <user>how much is cat?<assistant>40<eot> <user>which is largest?<assistant>dog<eot>
 
-A document has 144 to 400 patches and up to `most` questions: train with --block_size=320 or more (longer ones lose their
+A document has 144 to 400 patches, 370 positions on average, 620 at most: train with --block_size=512 (longer ones lose their
 end). Questions have weight 0, answers 1; the picture is learned in 10% of the documents. Document i of a split depends on
 (seed, split, i) only. Training has no held-out composition, every even document of the validation split has one.
 """

@@ -6,7 +6,7 @@ Pictures of 64x64 to 160x160 with up to 12 objects, questions about them, and ed
     ask    <boi> h w ... <eoi> <user>how many red?<assistant>2<eot> <user>point to every ring<assistant><point> x y <point> x y 2<eot>
     edit   <boi> h w ... <eoi> <user>make red ring blue<assistant><boi> h w ... <eoi><eot>
 
-A document has 64 to 400 patches: train with --block_size=256 or more (longer ones lose their end). Questions have weight 0,
+A document has 280 positions on average, 640 at most: train with --block_size=448 (longer ones lose their end). Questions have weight 0,
 answers 1; the picture before a question is learned in 10% of the documents, that before an edit never. Document i of a split
 depends on (seed, split, i) only. Training has no held-out pair, every even document of the validation split has one.
 """

@@ -13,17 +13,19 @@ position per step, on one contiguous KV cache; the place of a row that ended goe
 that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so neighbours,
 order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import ctypes, os, sys
-from collections import deque
+import ctypes, os, shutil, sys, time
+from collections import Counter, deque
+from contextlib import redirect_stdout
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from data.codec import BadInput, Codec, load_audio, load_image, mel, save_wav, to_uint8, unmel, unpatchify
+from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
 from data.loader import loc_rc
-from data.tools import call, check
+from data.tools import call, check, clean
 from model import D, Decoder, ModelConfig, build
 from optim_zero import Checkpoint, checkpoints
 from parallel import check_layout, make_mesh, start_world
@@ -503,10 +505,11 @@ def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top
              max_patches=64, batch=64, blind=False, unprompted=None, stream=None, ctx=None):
     """
     prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time; the
-    same object several times is read once. stream(number of the prompt, id); ctx: of the tools of each. The rest as in Engine and Engine.add.
+    same object several times is read once. stream(row, id): row.index is the number of the prompt; ctx: of the tools of each. The rest as in
+    Engine and Engine.add.
     """
     engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise, max_patches=max_patches,
-                    blind=blind, stream=stream and (lambda row, i: stream(row.index, i)))
+                    blind=blind, stream=stream)
     rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, ctx=ctx and dict(ctx))
             for i, p in enumerate(prompts)]
     engine.run()
@@ -635,6 +638,75 @@ def agent_step(engine, row):
     return 'wait'
 
 
+def majority(answers):
+    """The most frequent; the first of several."""
+    return Counter(answers).most_common(1)[0][0] if answers else ''
+
+
+def latency(row):
+    """Decode steps that a row took one after the other: a position said (pictures are not counted) or a document read, each one."""
+    w = np.array(row.w)
+    return int(w.sum() + (np.diff(w, prepend=1) < 0).sum())
+
+
+def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new=128, alone=0, temperature=1.0, seed=0, ctx=None, watch=None,
+                **options):
+    """
+    Many agents at once on each encoded prompt, which is read once and forked; an orchestrator reads what they report, and answers.
+
+        prompt <agent> <r1> <r2> .. <think> .. </think> <report> .. </report>      each agent
+        prompt <report> .. </report> <report> .. </report> .. answer               the orchestrator, greedy; reports are shuffled, weight 0
+        prompt answer                                                              and one alone, beside them
+
+    A role is a token for each bit of the agent's number, <r(2b)> or <r(2b+1)>, so that any two differ; what it means is learned. Thoughts end
+    after `think` positions: </think>, and for agents <report>, are then put in; `brief` are left for what follows. max_new: of the
+    orchestrator; alone: of the one alone, thoughts included (0: think + brief + max_new). A report that begins with ? is one that its author
+    did not verify. options: of the Engine.
+
+    -> for each prompt a dict: text, result (Row.finish) of the orchestrator; reports; what else could have been answered: one (the one
+    alone), majority (of reports), vote (majority of verified reports, if there are any); steps, steps_one: latency, the agents' longest and
+    then the orchestrator's. watch(groups), after each step: .agents and .merge are rows, merge None at first.
+    """
+    sp, engine, due = codec.sp, Engine(model, codec, **options), {}
+
+    def add(g, then, number, positions, closing=(), **more):
+        row = engine.add(g.prompt, then, index=64 * g.number + number, seed=seed, max_new=positions, ctx=ctx and dict(ctx), **more)
+        due[row] = closing
+        return row
+
+    def joined(g):
+        if all(r.result for r in g.agents):
+            g.reports = [report(codec, r.result['ids']) for r in g.agents]
+            order = np.argsort(uniform(bits(seed % 2 ** 64, g.number), np.arange(agents)))
+            then = [x for k in order for x in (('ids', [sp['report']], 0), ('text', g.reports[k], 0), ('ids', [sp['/report']], 0))]
+            g.merge = add(g, then, 63, max_new, temperature=0)
+
+    groups = [SimpleNamespace(prompt=p, number=i, agents=[], merge=None) for i, p in enumerate(prompts)]
+    for g in groups:
+        for a in range(agents):
+            role = [sp['agent'], *(sp['r0'] + (2 * b + (a >> b & 1)) % 8 for b in range((agents - 1).bit_length()))]
+            g.agents.append(add(g, [('ids', role, 0)], a, think + brief, [sp['report']], temperature=temperature, on_end=lambda _, g=g: joined(g)))
+        g.one = add(g, (), 62, alone or think + brief + max_new, temperature=temperature)
+    while engine.step():
+        for row, closing in list(due.items()):
+            if row.result or row.ids and row.left <= brief and not row.waits:
+                del due[row]
+                at = {k: max((n for n, i in enumerate(row.ids) if i == sp[k]), default=-1) for k in ('think', '/think', 'report')}
+                close = [sp['/think']] * (at['think'] > at['/think']) + [i for i in closing if at['report'] < 0]
+                if close and not row.result:
+                    engine.insert(row, [('ids', close, 0)])
+        if watch:
+            watch(groups)
+    out = []
+    for g in groups:
+        verified = [r for r in g.reports if r and r[0] != '?']
+        out.append(dict(text=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports,
+                        one=report(codec, g.one.result['ids']), majority=majority([r.lstrip('?') for r in g.reports]),
+                        vote=majority(verified or [r.lstrip('?') for r in g.reports]), steps=max(map(latency, g.agents)) + latency(g.merge),
+                        steps_one=latency(g.one)))
+    return out
+
+
 # ---------------------------------------------------------------- command line
 
 if __name__ == '__main__':
@@ -652,15 +724,26 @@ if __name__ == '__main__':
     flow_steps = 20            # Euler steps per patch or frame
     noise = 0.75               # scale of its initial noise
     seed = 1337
+    agents = 0                 # so many think about each question at once, and one reads their reports and answers; 0: off
+    think = 128                # positions of an agent's thought
+    depth = 1                  # tool spawn: agents may have agents, so deep,
+    budget = 4096              # and they say so much in all
+    workspace = ''             # tools: folder of files to view and change,
+    documents = ''             # folder of texts to search,
+    mbox = ''                  # mail,
+    ics = ''                   # calendar
     save = ''                  # folder for pictures and sounds; '': out_dir/samples
     chat = False               # a conversation in the terminal
+    json = False               # answers as JSON, one a line
     device = 'cpu'             # cpu | cuda
     tp = 1                     # tensor parallel, and
     pp = 1                     # pipeline parallel: torchrun --nproc_per_node=(tp * pp) sample.py ...
     from configurator import configure
-    configure(globals())
+    with redirect_stdout(sys.stderr if any(a.startswith('--json') for a in sys.argv) else sys.stdout):
+        configure(globals())
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    say = print if rank == 0 else (lambda *a, **k: None)
+    say = print if rank == 0 and not json else (lambda *a, **k: None)
+    tty = sys.stdout.isatty() and rank == 0 and not json
 
     def die(why):
         sys.exit(f'sample.py: {why}' if rank == 0 else 1)
@@ -669,6 +752,8 @@ if __name__ == '__main__':
     for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
                     (max_new >= 1, f'max_new={max_new}: at least 1'),
+                    (0 <= agents <= 62 and think >= 1, f'agents={agents}, think={think}: 0 to 62 agents, at least 1 position'),
+                    (num == 1 or not agents, f'num={num}: one answer of {agents} agents at a time'),
                     (device == 'cpu' or gpu, f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                     (world == tp * pp, f'tp={tp} * pp={pp} is not the number of processes, {world}: torchrun --nproc_per_node={tp * pp} '
                                        'sample.py ..., or leave them 1'),
@@ -681,85 +766,125 @@ if __name__ == '__main__':
     except ValueError as e:
         die(e)
     folder = Path(save or Path(out_dir) / 'samples')
-    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise,
-                   unprompted=codec.encode(turn(codec, '')))
+    sampling, flow = dict(max_new=max_new, temperature=temperature), dict(guide=guide, flow_steps=flow_steps, noise=noise)
+    sampling, flow['unprompted'] = dict(sampling, ctx=dict(depth=depth, tokens=budget, images=(shown := []))), codec.encode(turn(codec, ''))
+    sampling['ctx'].update({k: globals()[k] for k in ('workspace', 'documents', 'mbox', 'ics') if globals()[k]})
 
-    def files(names, load):
-        return [load(n.strip()) for n in names.split(',') if n.strip()]
+    def pictures(names):
+        """Files, comma-separated -> what the model sees; shown: what its tools see, up to 4096 pixels a side."""
+        names = [n.strip() for n in names.split(',') if n.strip()]
+        shown.extend([load_image(n, 1 << 18, 512) for n in names])
+        return [load_image(n) for n in names]
 
-    def picture(name):
-        return load_image(name)
+    def sounds_of(names):
+        return [mel(load_audio(n.strip())) for n in names.split(',') if n.strip()]
 
-    def sound(name):
-        return mel(load_audio(name))
+    def write(r, name):
+        """Pictures and sounds that were made, and the first picture with the points and boxes that were said -> files."""
+        marked = mark(shown[0], *codec.marks(r['ids'])) if shown else None
+        things = [(x, f'_{j}' * (j > 0), end) for end in ('png', 'wav') for j, x in enumerate(r['images' if end == 'png' else 'audio'])]
+        out = []
+        for x, j, end in [*things, *([(marked, '_marked', 'png')] if marked is not None else ())] if rank == 0 else ():
+            out.append(str(folder / f'{name}{j}.{end}'))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x).save(out[-1]) if end == 'png' else save_wav(out[-1], unmel(x))
+        return out
 
-    def write(results, prefix='sample'):
-        """Pictures and sounds to files, whose names are printed."""
-        for i, r in enumerate(results if rank == 0 else []):
-            for end, things in (('png', r['images']), ('wav', r['audio'])):
-                for j, x in enumerate(things):
-                    name = folder / f'{prefix}_{i}{f"_{j}" if j else ""}.{end}'
-                    folder.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(x).save(name) if end == 'png' else save_wav(name, unmel(x))
-                    print(name)
+    def printer():
+        """-> show(row): prints what is new in it, whole characters only, no placeholders of pictures and sounds; thoughts and tools dimly."""
+        seen, held, dim = [0], [], ('think', 'tool', 'out')
+        def show(row):
+            for i in row.ids[seen[0]:]:
+                seen[0] += 1
+                held.extend([i] * (i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot'])))
+                text = codec.untext(held)
+                if text[-1:] != '\ufffd' or len(held) > 3:
+                    held.clear()
+                    on, off = (tty and i in [codec.sp[k + d] for d in dim] for k in ('', '/'))
+                    say('\x1b[2m' * on + clean(text) + '\x1b[0m' * off, end='', flush=True)
+        return show
 
-    class Streamer:
-        """Prints text as it comes: whole characters only, placeholders of pictures and sounds left out."""
-        def __init__(self):
-            self.ids, self.shown = [], 0
+    def columns(height=6):
+        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself, ten times a second; the answer as it comes."""
+        last, show, done = [0.0], printer(), []
+        def watch(groups):
+            g, now = groups[0], time.monotonic()
+            if tty and not done and (g.merge or now > last[0] + .1):
+                rows = g.agents[:shutil.get_terminal_size().columns // 9]
+                w = shutil.get_terminal_size().columns // len(rows) - 1
+                cells = []
+                for k, r in enumerate(rows, 1):
+                    text = clean(codec.untext([i for i in r.ids if i < codec.n_text or i >= codec.loc0])).replace('\n', ' ').replace('\t', ' ')
+                    body = [text[i:i + w] for i in range(0, len(text), w)][-height:]
+                    cells.append([f'{k}: {len(r.ids)}' + ' done' * bool(r.result), *body, *[''] * (height - len(body))])
+                lines = [' '.join(c[k][:w].ljust(w) for c in cells).rstrip() for k in range(height + 1)]
+                say((f'\x1b[{height + 1}F\x1b[J' if last[0] else '') + f'\x1b[1m{lines[0]}\x1b[0m', *lines[1:], sep='\n', flush=True)
+                last[0] = now
+            if g.merge:
+                done.append(show(g.merge))
+        return watch
 
-        def __call__(self, row, i):
-            if i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot']):
-                self.ids.append(i)
-                text = codec.untext(self.ids)
-                text = text[:-1] if text.endswith('\ufffd') else text
-                say(text[self.shown:], end='', flush=True)
-                self.shown = len(text)
-
-    def answer(doc, n=1, number=0):
-        results = generate(model, codec, [doc] * n, stream=Streamer() if n == 1 else None, seed=seed + number, **options)
-        if n == 1:
-            say()
-        else:
-            for i, r in enumerate(results):
-                say(f'[{i}] {r["text"]}')
-        return results
+    def answer(doc, name, n=1, number=0):
+        """Answers, printed and written -> the last as a document."""
+        began, extra, more = time.monotonic(), {}, dict(sampling, seed=seed + number)
+        try:
+            if agents:
+                g, = contemplate(model, codec, [doc], agents, think=think, watch=columns(), **more, **flow)
+                results, extra = [g['result']], {k: v for k, v in g.items() if k not in ('text', 'result')}
+            else:
+                show = printer()
+                results = generate(model, codec, [doc] * n, stream=lambda row, i: n == 1 and row.prompt is doc and show(row), top_k=top_k, top_p=top_p,
+                                   **more, **flow)
+        finally:
+            say('\x1b[0m' * tty, end='\n' * (n == 1))
+        extra['seconds'] = round(time.monotonic() - began, 3)
+        for i, r in enumerate(results):
+            files = write(r, f'{name}_{i}')
+            say(*[f'[{i}] {r["text"]}'] * (n > 1), *files, sep='\n', end='\n' * bool(n > 1 or files))
+            if json and rank == 0:
+                print(dumps(dict(text=r['text'], files=files, positions=len(r['ids']), **extra)), flush=True)
+        if agents:
+            say(*(f'agent {k}: {clean(x)}' for k, x in enumerate(extra['reports'], 1)), sep='\n')
+            say(f'one agent: {clean(extra["one"])} | majority: {clean(extra["majority"])} | self-verified vote: {clean(extra["vote"])} | '
+                f'{extra["steps"]} steps (one: {extra["steps_one"]}), {extra["seconds"]} s')
+        return results[-1]['doc']
 
     try:
-        images, sounds = files(image, picture), files(audio, sound)
+        images, sounds = pictures(image), sounds_of(audio)
         if not chat:
             if start and not codec.text(start):
                 die('--start is empty')
-            write(answer(codec.encode([('text', start)] if start else turn(codec, prompt, images, sounds)), num))
+            answer(codec.encode([('text', start)] if start else turn(codec, prompt, images, sounds)), 'sample', num)
             sys.exit(0)
     except (BadInput, OSError) as e:
         die(e)
-    print('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
+    except KeyboardInterrupt:
+        sys.exit(130)
+    say('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
     doc, turns = None, 0
     while True:
         try:
-            line = input('> ').strip()
+            line = input('' if json else '> ').strip()
         except (EOFError, KeyboardInterrupt):
-            print()
+            say()
             break
         try:
             if line in ('/quit', '/exit'):
                 break
             elif line == '/new':
                 doc, turns, images, sounds = None, 0, [], []
+                shown.clear()
             elif line.startswith('/image '):
-                images.append(picture(line[7:].strip()))
+                images += pictures(line[7:])
             elif line.startswith('/audio '):
-                sounds.append(sound(line[7:].strip()))
+                sounds += sounds_of(line[7:])
             elif line.startswith('/'):
-                print('commands: /image FILE, /audio FILE, /new, /quit')
+                say('commands: /image FILE, /audio FILE, /new, /quit')
             elif line:
                 asked = turn(codec, line, images, sounds)
                 doc, images, sounds = follow_up(codec, doc, asked) if doc else codec.encode(asked), [], []
-                r, = answer(doc, number=turns)
-                doc, turns = r['doc'], turns + 1
-                write([r], f'chat_{turns - 1}')
+                doc, turns = answer(doc, f'chat_{turns}', number=turns), turns + 1
         except (BadInput, OSError) as e:
-            print(e)
+            print(dumps(dict(error=str(e))) if json else e)
         except KeyboardInterrupt:
-            print()
+            say('(stopped)')

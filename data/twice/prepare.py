@@ -1,0 +1,97 @@
+"""
+Documents of three kinds for `twice` (see task.py): one who thinks alone, one of many agents, and the orchestrator who reads their reports.
+
+    python data/twice/prepare.py                        # about 20 s; train.py does it by itself
+
+    <user>Q<assistant><think>+3-1...x+3+7...,+1...</think>+-+--+<eot>                                     alone
+    <user>Q<assistant><agent><r1><r2><think>-7+1...x...</think><report>-++-+-</report><eot>               an agent: found
+    <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?-+--+-</report><eot>              time was up: ?, and a guess
+    <user>Q<assistant><report>?-+--+-</report><report>-++-+-</report>...<think>-7...,-1...</think>-++-+-<eot>
+
+An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so agents
+with different roles never try the same. Attempts are drawn at random, with repetition. Thoughts are cut off anywhere: </think> and <report>
+are then given, not learned. The orchestrator checks what the reports claim, one after the other (some claims are false), until one holds; if
+none does, it repeats a guess. Training documents are about training problems only, validation documents about held-out ones.
+"""
+import random
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import configure
+from data.codec import Codec
+from data.loader import shard_dir, write_shards
+from data.source import guard
+from data.twice.task import problem, verify
+
+n_train = 60000  # documents
+n_val = 1500
+seed = 0
+level = 6  # digits of a row
+alone, merging = 0.25, 0.3  # parts of the documents; the others are agents'
+shortest, longest = 16, 120  # characters of a thought, before it is cut off
+false = 0.3  # part of the claims in reports that are wrong
+tokenizer = 'bytes'  # see data/codec.py
+n_loc = 64  # see data/codec.py
+out = ''  # folder; '': data/twice/shards-TOKENIZER
+
+def attempt(p, signs):
+    """-> (text, do both sums come out)."""
+    text = ''
+    for row, target in zip(p['rows'], p['targets']):
+        v = 0
+        for d, s in zip(row, signs):
+            v = (v + d if s == '+' else v - d) % 10
+            text += s + str(v)
+        if v != target:
+            return text, False
+        text += ','
+    return text[:-1], True
+
+def think(p, rng, fixed, most):
+    """Attempts with random signs after those that are fixed -> (thought, the signs that hit or None: cut off after `most` characters)."""
+    thought = ''
+    while True:
+        signs = guess(p, rng, fixed)
+        text, hit = attempt(p, signs)
+        thought += text
+        if len(thought) > most:
+            return thought[:most], None
+        if hit:
+            return thought, signs
+        thought += 'x'
+
+def guess(p, rng, fixed=''):
+    return fixed + ''.join(rng.choice('+-') for _ in range(p['level'] - len(fixed)))
+
+def document(i, split, codec):
+    """-> document i of a split: a list of segments."""
+    rng, sp = random.Random(f'twice/{seed}/{split}/{i}/document'), codec.sp
+    ids = lambda *names, w=1: ('ids', [sp[n] for n in names], w)
+    p = problem(i, level, 'held' if split == 'val' else 'train')
+    start, kind = [ids('user', w=0), ('text', p['question'], 0), ids('assistant', w=0)], rng.random()
+    if kind < alone:
+        thought, found = think(p, rng, '', rng.randint(shortest, longest))
+        return start + [ids('think'), ('text', thought), ids('/think', w=int(found is not None)), ('text', found or guess(p, rng)), ids('eot')]
+    if kind >= alone + merging:
+        fixed = guess(p, rng)[:rng.randrange(5)]
+        roles = [f'r{2 * b + (s == "-")}' for b, s in enumerate(fixed)]
+        thought, found = think(p, rng, fixed, rng.randint(shortest, longest))
+        return start + [ids('agent', *roles, w=0), ids('think'), ('text', thought), ids('/think', 'report', w=int(found is not None)),
+                        ('text', found or '?' + guess(p, rng, fixed)), ids('/report', 'eot')]
+    reports, right, claims = [], [s for s in (guess(p, rng) for _ in range(200)) if verify(p, s)], rng.random() ** 2
+    for _ in range(2 ** rng.randrange(5)):
+        claimed = rng.random() < claims and right
+        reports.append(rng.choice(right) if claimed and rng.random() >= false else '?' * (not claimed) + guess(p, rng))
+    checked = [(r, *attempt(p, r)) for r in reports if r[0] != '?'][:3]
+    some = next((k + 1 for k, (_, _, hit) in enumerate(checked) if hit), len(checked))
+    thought = 'x'.join(text for _, text, _ in checked[:some]) + 'x' * (0 < some and not checked[some - 1][2])
+    answer = checked[some - 1][0] if some and checked[some - 1][2] else reports[0].strip('?')
+    return start + [*(s for r in reports for s in (ids('report', w=0), ('text', r, 0), ids('/report', w=0))),
+                    ids('think'), ('text', thought), ids('/think'), ('text', answer), ids('eot')]
+
+if __name__ == '__main__':
+    configure(globals())
+    with guard('twice'):
+        codec = Codec(tokenizer, n_loc)
+        docs = {s: (document(i, s, codec) for i in range(n)) for s, n in (('train', n_train), ('val', n_val))}
+        write_shards(out or shard_dir('twice', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))

@@ -1,0 +1,93 @@
+"""
+twice: one row of + and - before two rows of digits, so that both sums, modulo 10, come out. Guess, check, try again: a search that can be shared.
+
+    342718=5,193746=3      -3+4-2+7-1+8=13, -1+9-3+7-4+6=14: both miss; ++---+ would be another try
+
+    p = problem(7, 6)                          # number 7 of level 6 (digits of a row), from the training part
+    score = verify(p, '+-+--+')                # 1.0 or 0.0
+
+Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts, every sign and the value
+after it, first row first; `,` when it comes out, then the second; `x` after a miss. Digits are never 0 or 5, for which both signs do the same.
+Nothing here is evaluated and no random state moves; whatever a model may have written, it is only a wrong answer.
+"""
+import hashlib
+import itertools
+import random
+
+NAME, LEVELS = 'twice', range(3, 8)   # digits of a row
+DIGITS = (1, 2, 3, 4, 6, 7, 8, 9)
+
+def problem(seed, level, split='train'):
+    """Problem number `seed` of a level and of 'train' or 'held', which have no problem in common, however its columns are ordered."""
+    rng = random.Random(f'{NAME}/{seed}/{level}/{split}')
+    while True:
+        rows = [[rng.choice(DIGITS) for _ in range(level)] for _ in range(2)]
+        signs = [rng.choice('+-') for _ in range(level)]
+        p = _make(rows, [_sum(row, signs) for row in rows])
+        if _part(p) == split:
+            return p
+
+def canary(seed, level):
+    """A problem without a solution: any reward for it is an alarm."""
+    rng = random.Random(f'{NAME}/canary/{seed}/{level}')
+    while True:
+        p = _make([[rng.choice(DIGITS) for _ in range(level)] for _ in range(2)], [rng.randrange(10) for _ in range(2)])
+        if not any(verify(p, ''.join(s)) for s in itertools.product('+-', repeat=level)):
+            return p
+
+def _make(rows, targets):
+    question = ','.join(f'{"".join(map(str, r))}={t}' for r, t in zip(rows, targets))
+    return dict(task=NAME, level=len(rows[0]), question=question, rows=rows, targets=targets)
+
+def _part(p):
+    """By hash of the problem, whatever the order of its columns: 1/8 is held out."""
+    key = f'{sorted(zip(*p["rows"]))}/{p["targets"]}'
+    return 'train' if hashlib.sha256(key.encode()).digest()[0] % 8 else 'held'
+
+def _sum(row, signs):
+    return sum(d if s == '+' else -d for d, s in zip(row, signs)) % 10
+
+def verify(p, answer):
+    """1.0 if answer (str) is a sign for each column and both sums come out; else 0.0."""
+    if not isinstance(answer, str) or len(answer) != p['level'] or answer.strip('+-'):
+        return 0.0
+    return float([_sum(row, answer) for row in p['rows']] == p['targets'])
+
+def judge(p, answer):
+    """The same by another way, for evaluation: reads the question, and brings both targets to zero digit by digit."""
+    try:
+        left = []
+        for part in p['question'].split(','):
+            row, v = part.split('=')
+            v, signs = int(v), list(answer[:9])
+            for d in reversed(row):
+                v -= {'+': 1, '-': -1}[signs.pop()] * int(d)
+            left += [v % 10, len(signs)]
+        return float(not any(left) and len(answer) == len(row))
+    except Exception:
+        return 0.0
+
+def steps(p, thought):
+    """
+    Arithmetic in a thought (str) -> (right, all): every value against the value before it, and after every attempt that is whole whether
+    the verdict fits (`,` first row comes out, `x` missed, the end: both come out). A last attempt that was cut off has none.
+    """
+    right = total = 0
+    for i, attempt in enumerate(parts := thought.split('x')):
+        last, signs = i == len(parts) - 1, None
+        for k, (said, row, target) in enumerate(zip(attempt.split(','), p['rows'], p['targets'])):
+            v, good = 0, True
+            for j, d in enumerate(row[:len(said) // 2]):
+                s, new = said[2 * j], said[2 * j + 1]
+                good = good and s in ('+-' if signs is None else signs[j:j + 1]) and new == str((v + d if s == '+' else v - d) % 10)
+                right, total, v = right + good, total + 1, int(new) if good else v
+            if len(said) >= 2 * len(row):
+                goes_on, comes_out = k == 0 and ',' in attempt, good and len(said) == 2 * len(row) and v == target
+                if not last or goes_on or k == 1 and comes_out:
+                    right, total = right + (comes_out == (goes_on or last)), total + 1
+            elif not last:
+                total += 1                                  # `x` in the middle of an attempt
+            signs = said[::2]
+    return right, total
+
+SKILLS = ()   # for the table of train.py, which is about pictures and sounds

@@ -13,7 +13,7 @@ position per step, on one contiguous KV cache; the place of a row that ended goe
 that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so neighbours,
 order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import ctypes, os, shutil, sys, time
+import ctypes, math, os, shutil, sys, time
 from collections import Counter, deque
 from contextlib import redirect_stdout
 from json import dumps
@@ -563,50 +563,46 @@ def report(codec, ids):
 
 def agent_step(engine, row):
     """
-    What stands between <tool> and </tool> in a row with a ctx is run (data/tools.py), by the first rank of its model for all, and the result
-    goes between <out> and </out>. ground, draw and spawn ask the model itself: by new requests to this engine, for which the row waits. Random
-    numbers of a request are a hash of its parent's, of position and place. ctx may also have
+    on_stop of rows with a ctx (data/tools.py): what they say between <tool> and </tool> is run, by the first rank of the model for all, and
+    the result goes between <out> and </out>. ground, draw and spawn ask the model itself: new requests to this engine, for which the row
+    waits; their random numbers are a hash of the row's. ctx may also have
         max_new   positions of a sub-agent (256)
-        room      positions of the whole document: results that do not fit are left out, and the row ends where it is full
-    Sub-agents share the row's pictures and `tokens`: n of them get an nth part each, of which those that may have agents themselves keep half
-    for these; what is left comes back.
+        room      positions of the whole document: a result that does not fit is left out, and the row ends where it is full
+    n sub-agents share the row's pictures and get an nth part of its `tokens` each, of which those that may have agents themselves keep half
+    for these; what they do not say comes back.
     """
     c, sp, ctx, mesh, said, asked = engine.codec, engine.codec.sp, row.ctx, engine.model.mesh, [], []
     if ctx is None or row.ids[-1] != sp['/tool']:
         return None
     ids = [*row.prompt['ids'].tolist(), *row.ids[:-1]]
-    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=-1)
-    text, tokens = c.untext(ids[last + 1:]) if last >= 0 and ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
+    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=0)
+    text, tokens = c.untext(ids[last + 1:]) if ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
     small = lambda k: load_image(Image.fromarray(ctx['images'][k]), engine.max_patches, c.n_loc - 1)
 
-    def ask(document, **options):
-        asked.append((document, options))
-        return [r.result for r in said]
+    def ask(*documents, **options):
+        asked[:] = [(d, options) for d in documents]
+        return [r.result for r in said]                                # none yet when the call is made first
 
     def ground(query, image):
-        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)[:1]
-        keep = [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])]
-        return [('ids', keep, 0)]
+        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)
+        return [('ids', [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])], 0)]
 
     def draw(prompt):
-        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)[:1]
+        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)
         check(made['images'], 'nothing was drawn')
         return made['images'][0]
 
     def spawn(tasks):
-        share, deep = tokens // len(tasks), ctx['depth'] > 1
-        own = min(-(-share // 2) if deep else share, ctx.get('max_new', 256))
+        share, pictures = tokens // len(tasks), [small(k) for k in range(len(ctx.get('images', ())))]
         check(share, f'{tokens} tokens are left, too few for {len(tasks)} agents')
-        pictures = [small(k) for k in range(len(ctx.get('images', ())))]
-        for t in tasks:
-            ask([*turn(c, t, pictures), ('ids', [sp['agent']], 0)], max_new=own, ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
-        return [report(c, r.result['ids']) for r in said]
-
-    more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
+        own = min(-(-share // 2) if ctx['depth'] > 1 else share, ctx.get('max_new', 256))
+        said = ask(*([*turn(c, t, pictures), ('ids', [sp['agent']], 0)] for t in tasks), max_new=own,
+                   ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
+        return [report(c, r['ids']) for r in said]
 
     def answer():
         """The call: once to see what it asks the model (what it returns is of no use then), once more with the answers."""
-        asked.clear()
+        more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
         box = [(call(text, {**ctx, **more}), asked) if mesh.tp.rank == mesh.pp.rank == 0 else None]
         for g in (mesh.tp, mesh.pp):
             if g.size > 1:
@@ -621,21 +617,20 @@ def agent_step(engine, row):
 
     def back(_):
         if all(r.result for r in said):
-            for r in said if 'tokens' in ctx else ():
-                ctx['tokens'] += r.left + r.ctx['tokens'] if r.ctx else 0
+            for r in said:
+                if r.ctx:
+                    ctx['tokens'] += r.left + r.ctx['tokens']
             out = answer()
             engine.insert(row, out) if out else engine.end(row)
 
-    out = answer()
-    if not asked:
-        return out
-    (t, k, p), at = row.knobs, 64 * len(ids)
+    out, (t, k, p) = answer(), row.knobs
     for j, (document, options) in enumerate(asked):
-        if options.get('ctx'):
+        options = dict(dict(temperature=t, top_k=k, top_p=p), **options)
+        if 'ctx' in options:
+            options['ctx'] = dict(options['ctx'])
             ctx['tokens'] -= options['max_new'] + options['ctx']['tokens']
-        said.append(engine.add(c.encode(document), **{**dict(temperature=t, top_k=k, top_p=p), **options}, seed=int(row.key[0]), index=at + j,
-                               on_end=back))
-    return 'wait'
+        said.append(engine.add(c.encode(document), seed=int(row.key[0]), index=64 * len(ids) + j, on_end=back, **options))
+    return 'wait' if said else out
 
 
 def majority(answers):
@@ -649,8 +644,8 @@ def latency(row):
     return int(w.sum() + (np.diff(w, prepend=1) < 0).sum())
 
 
-def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new=128, alone=0, temperature=1.0, seed=0, ctx=None, watch=None,
-                **options):
+def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new=128, alone=0, temperature=1.0, top_k=0, top_p=1.0,
+                seed=0, ctx=None, watch=None, **options):
     """
     Many agents at once on each encoded prompt, which is read once and forked; an orchestrator reads what they report, and answers.
 
@@ -663,11 +658,11 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
     orchestrator; alone: of the one alone, thoughts included (0: think + brief + max_new). A report that begins with ? is one that its author
     did not verify. options: of the Engine.
 
-    -> for each prompt a dict: text, result (Row.finish) of the orchestrator; reports; what else could have been answered: one (the one
+    -> for each prompt a dict: answer, result (Row.finish) of the orchestrator; reports; what else could have been answered: one (the one
     alone), majority (of reports), vote (majority of verified reports, if there are any); steps, steps_one: latency, the agents' longest and
     then the orchestrator's. watch(groups), after each step: .agents and .merge are rows, merge None at first.
     """
-    sp, engine, due = codec.sp, Engine(model, codec, **options), {}
+    sp, engine, due, free = codec.sp, Engine(model, codec, **options), {}, dict(temperature=temperature, top_k=top_k, top_p=top_p)
 
     def add(g, then, number, positions, closing=(), **more):
         row = engine.add(g.prompt, then, index=64 * g.number + number, seed=seed, max_new=positions, ctx=ctx and dict(ctx), **more)
@@ -685,8 +680,8 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
     for g in groups:
         for a in range(agents):
             role = [sp['agent'], *(sp['r0'] + (2 * b + (a >> b & 1)) % 8 for b in range((agents - 1).bit_length()))]
-            g.agents.append(add(g, [('ids', role, 0)], a, think + brief, [sp['report']], temperature=temperature, on_end=lambda _, g=g: joined(g)))
-        g.one = add(g, (), 62, alone or think + brief + max_new, temperature=temperature)
+            g.agents.append(add(g, [('ids', role, 0)], a, think + brief, [sp['report']], **free, on_end=lambda _, g=g: joined(g)))
+        g.one = add(g, (), 62, alone or think + brief + max_new, **free)
     while engine.step():
         for row, closing in list(due.items()):
             if row.result or row.ids and row.left <= brief and not row.waits:
@@ -699,11 +694,10 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
             watch(groups)
     out = []
     for g in groups:
-        verified = [r for r in g.reports if r and r[0] != '?']
-        out.append(dict(text=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports,
-                        one=report(codec, g.one.result['ids']), majority=majority([r.lstrip('?') for r in g.reports]),
-                        vote=majority(verified or [r.lstrip('?') for r in g.reports]), steps=max(map(latency, g.agents)) + latency(g.merge),
-                        steps_one=latency(g.one)))
+        one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports]
+        out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one, majority=majority(every),
+                        vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
+                        steps=max(map(latency, g.agents)) + latency(g.merge), steps_one=latency(g.one)))
     return out
 
 
@@ -766,37 +760,37 @@ if __name__ == '__main__':
     except ValueError as e:
         die(e)
     folder = Path(save or Path(out_dir) / 'samples')
-    sampling, flow = dict(max_new=max_new, temperature=temperature), dict(guide=guide, flow_steps=flow_steps, noise=noise)
-    sampling, flow['unprompted'] = dict(sampling, ctx=dict(depth=depth, tokens=budget, images=(shown := []))), codec.encode(turn(codec, ''))
-    sampling['ctx'].update({k: globals()[k] for k in ('workspace', 'documents', 'mbox', 'ics') if globals()[k]})
+    ctx = dict(depth=depth, tokens=budget, images=[], **{k: v for k, v in globals().items() if v and k in ('workspace', 'documents', 'mbox', 'ics')})
+    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise, ctx=ctx,
+                   unprompted=codec.encode(turn(codec, '')))
 
     def pictures(names):
-        """Files, comma-separated -> what the model sees; shown: what its tools see, up to 4096 pixels a side."""
+        """Files, comma-separated -> what the model sees. Its tools see more: up to 4096 pixels a side."""
         names = [n.strip() for n in names.split(',') if n.strip()]
-        shown.extend([load_image(n, 1 << 18, 512) for n in names])
+        ctx['images'] += [load_image(n, 1 << 18, 512) for n in names]
         return [load_image(n) for n in names]
 
     def sounds_of(names):
         return [mel(load_audio(n.strip())) for n in names.split(',') if n.strip()]
 
     def write(r, name):
-        """Pictures and sounds that were made, and the first picture with the points and boxes that were said -> files."""
-        marked = mark(shown[0], *codec.marks(r['ids'])) if shown else None
-        things = [(x, f'_{j}' * (j > 0), end) for end in ('png', 'wav') for j, x in enumerate(r['images' if end == 'png' else 'audio'])]
-        out = []
-        for x, j, end in [*things, *([(marked, '_marked', 'png')] if marked is not None else ())] if rank == 0 else ():
-            out.append(str(folder / f'{name}{j}.{end}'))
+        """Pictures and sounds that were made, and a copy of the first picture with the points and boxes that were said -> files."""
+        things = {f'{name}{f"_{j}" if j else ""}.{end}': x for end, k in (('png', 'images'), ('wav', 'audio')) for j, x in enumerate(r[k])}
+        marked = mark(ctx['images'][0], *codec.marks(r['ids'])) if ctx['images'] else None
+        things |= {f'{name}_marked.png': marked} if marked is not None else {}
+        for file, x in things.items() if rank == 0 else ():
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(x).save(out[-1]) if end == 'png' else save_wav(out[-1], unmel(x))
-        return out
+            save_wav(folder / file, unmel(x)) if file.endswith('wav') else Image.fromarray(x).save(folder / file)
+        return [str(folder / file) for file in things]
 
     def printer():
         """-> show(row): prints what is new in it, whole characters only, no placeholders of pictures and sounds; thoughts and tools dimly."""
-        seen, held, dim = [0], [], ('think', 'tool', 'out')
+        seen, begun, held, dim = 0, False, [], ('think', 'tool', 'out')
         def show(row):
-            for i in row.ids[seen[0]:]:
-                seen[0] += 1
-                held.extend([i] * (i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot'])))
+            nonlocal seen, begun
+            for i, w in zip(row.ids[seen:], row.w[seen:]):
+                seen, begun = seen + 1, begun or w > 0                 # not the reports that an orchestrator begins with
+                held.extend([i] * (begun and i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot'])))
                 text = codec.untext(held)
                 if text[-1:] != '\ufffd' or len(held) > 3:
                     held.clear()
@@ -804,37 +798,39 @@ if __name__ == '__main__':
                     say('\x1b[2m' * on + clean(text) + '\x1b[0m' * off, end='', flush=True)
         return show
 
-    def columns(height=6):
-        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself, ten times a second; the answer as it comes."""
-        last, show, done = [0.0], printer(), []
+    def columns(show, height=6):
+        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself, ten times a second; then the answer as it comes."""
+        drawn, blank = 0.0, codec.text(' ')[0]
+
+        def column(k, row, w):
+            text = codec.untext([blank if codec.n_text <= i < codec.loc0 else i for i in row.ids])
+            text = ' '.join(clean(text).split())
+            body = [text[i:i + w] for i in range(0, len(text), w)][-height:]
+            return [f'{k}: {len(row.ids)}{" done" * bool(row.result)}', *body, *[''] * (height - len(body))]
+
         def watch(groups):
-            g, now = groups[0], time.monotonic()
-            if tty and not done and (g.merge or now > last[0] + .1):
-                rows = g.agents[:shutil.get_terminal_size().columns // 9]
-                w = shutil.get_terminal_size().columns // len(rows) - 1
-                cells = []
-                for k, r in enumerate(rows, 1):
-                    text = clean(codec.untext([i for i in r.ids if i < codec.n_text or i >= codec.loc0])).replace('\n', ' ').replace('\t', ' ')
-                    body = [text[i:i + w] for i in range(0, len(text), w)][-height:]
-                    cells.append([f'{k}: {len(r.ids)}' + ' done' * bool(r.result), *body, *[''] * (height - len(body))])
-                lines = [' '.join(c[k][:w].ljust(w) for c in cells).rstrip() for k in range(height + 1)]
-                say((f'\x1b[{height + 1}F\x1b[J' if last[0] else '') + f'\x1b[1m{lines[0]}\x1b[0m', *lines[1:], sep='\n', flush=True)
-                last[0] = now
+            nonlocal drawn
+            g, now, width = groups[0], time.monotonic(), shutil.get_terminal_size().columns
+            if tty and drawn < math.inf and (g.merge or now > drawn + .1):
+                rows = g.agents[:max(1, width // 9)]
+                w = width // len(rows) - 1
+                first, *rest = (' '.join(x[:w].ljust(w) for x in line).rstrip() for line in zip(*(column(k, r, w) for k, r in enumerate(rows, 1))))
+                say(f'\x1b[{height + 1}F\x1b[J' * (drawn > 0) + f'\x1b[1m{first}\x1b[0m', *rest, sep='\n', flush=True)
+                drawn = math.inf if g.merge else now
             if g.merge:
-                done.append(show(g.merge))
+                show(g.merge)
         return watch
 
     def answer(doc, name, n=1, number=0):
         """Answers, printed and written -> the last as a document."""
-        began, extra, more = time.monotonic(), {}, dict(sampling, seed=seed + number)
+        began, extra, show = time.monotonic(), {}, printer()
         try:
             if agents:
-                g, = contemplate(model, codec, [doc], agents, think=think, watch=columns(), **more, **flow)
-                results, extra = [g['result']], {k: v for k, v in g.items() if k not in ('text', 'result')}
+                g, = contemplate(model, codec, [doc], agents, think=think, seed=seed + number, watch=columns(show), **options)
+                results, extra = [g.pop('result')], g
             else:
-                show = printer()
-                results = generate(model, codec, [doc] * n, stream=lambda row, i: n == 1 and row.prompt is doc and show(row), top_k=top_k, top_p=top_p,
-                                   **more, **flow)
+                results = generate(model, codec, [doc] * n, seed=seed + number, **options,
+                                   stream=lambda row, i: n == 1 and row.prompt is doc and show(row))
         finally:
             say('\x1b[0m' * tty, end='\n' * (n == 1))
         extra['seconds'] = round(time.monotonic() - began, 3)
@@ -842,7 +838,7 @@ if __name__ == '__main__':
             files = write(r, f'{name}_{i}')
             say(*[f'[{i}] {r["text"]}'] * (n > 1), *files, sep='\n', end='\n' * bool(n > 1 or files))
             if json and rank == 0:
-                print(dumps(dict(text=r['text'], files=files, positions=len(r['ids']), **extra)), flush=True)
+                print(dumps(dict(answer=report(codec, r['ids']), text=r['text'], files=files, positions=len(r['ids'])) | extra), flush=True)
         if agents:
             say(*(f'agent {k}: {clean(x)}' for k, x in enumerate(extra['reports'], 1)), sep='\n')
             say(f'one agent: {clean(extra["one"])} | majority: {clean(extra["majority"])} | self-verified vote: {clean(extra["vote"])} | '
@@ -860,7 +856,7 @@ if __name__ == '__main__':
         die(e)
     except KeyboardInterrupt:
         sys.exit(130)
-    say('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
+    say('A question, or /image FILE, /audio FILE, /agents N, /new, /quit. Ctrl-C ends an answer.')
     doc, turns = None, 0
     while True:
         try:
@@ -873,13 +869,15 @@ if __name__ == '__main__':
                 break
             elif line == '/new':
                 doc, turns, images, sounds = None, 0, [], []
-                shown.clear()
+                ctx['images'].clear()
             elif line.startswith('/image '):
                 images += pictures(line[7:])
             elif line.startswith('/audio '):
                 sounds += sounds_of(line[7:])
+            elif line.startswith('/agents ') and line[8:].isdecimal() and int(line[8:]) <= 62:
+                agents = int(line[8:])
             elif line.startswith('/'):
-                say('commands: /image FILE, /audio FILE, /new, /quit')
+                say('commands: /image FILE, /audio FILE, /agents N, /new, /quit')
             elif line:
                 asked = turn(codec, line, images, sounds)
                 doc, images, sounds = follow_up(codec, doc, asked) if doc else codec.encode(asked), [], []

@@ -3,7 +3,17 @@ Tools, sub-agents, contemplating and the command line, with a small model that h
 the calls that are to be tested, and what comes back is compared with the documents.
 """
 import json
+import fcntl
 import itertools
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +24,13 @@ from PIL import Image
 
 import sample
 import toy
+from data.media import mark
 from data.tools import call
 from model import ModelConfig, Muse
 from parallel import solo_mesh
 from sample import Engine, generate, turn
 from test_parallel import ranks
-from test_sample import save
+from test_sample import run, save
 from toy import codec
 
 sp, L = codec.sp, codec.loc0
@@ -63,7 +74,9 @@ def lessons():
         one=(agent('one'), told('A')),
         two=(agent('two'), [*tool('spawn{"tasks": ["three"]}', '1. C'), *told('B')]),
         three=(agent('three'), told('C')),
-        alone=(ask('deep'), [*thought('abcdefgh'), ('text', '8')]))
+        alone=(ask('deep'), [*thought('abcdefgh'), ('text', '8')]),
+        long=(ask('long'), [('text', 80 * 'ab')]),
+        **{f'long {r}': (agent('long', r), [('text', 80 * 'ab')]) for r in ('r0', 'r1')})
     for k, (roles, said) in enumerate(DEEP):
         out[f'agent {k}'] = agent('deep', *roles), [*thought('abcd'[:k + 1]), *told(said)]
     for k, order in enumerate(itertools.permutations(range(4))):
@@ -76,7 +89,7 @@ def lessons():
 def clerk():
     """Has learned the lessons by heart, in a few seconds."""
     torch.manual_seed(0)
-    docs = [[*p, *a, ('ids', [sp['eot']])] for p, a in lessons().values()]
+    docs = [[*p, *a, *[('ids', [sp['eot']])] * ('long' not in n)] for n, (p, a) in lessons().items()]
     docs.append([*lessons()['sun'][0], ('image', 255 - PIXELS[:8, :16]), ('ids', [sp['eot']])])         # one picture or another
     model = Muse(ModelConfig(vocab_size=codec.n_vocab, n_layer=2, n_embd=64, n_head=4, flow_width=32, flow_depth=1, audio=False), seed=1)
     opt, sets = torch.optim.Adam(model.parameters(), 4e-3, betas=(.9, .98)), toy.shards(docs)
@@ -210,7 +223,7 @@ def test_contemplating(clerk):
     other = codec.encode(turn(codec, 'deep'))                         # the same question: another order of reports
     a, b = sample.contemplate(clerk, codec, [deep, other], 4, temperature=0, rows=7, watch=seen.append)
     for g in (a, b):
-        assert (g['text'], g['reports'], g['one']) == ('5', ['7', '?8', '?8', '?9'], '8') and (g['majority'], g['vote']) == ('8', '7')
+        assert (g['answer'], g['reports'], g['one']) == ('5', ['7', '?8', '?8', '?9'], '8') and (g['majority'], g['vote']) == ('8', '7')
         # role; <think>abcd</think><report>?9</report><eot>; reports; <think>m</think>5<eot>
         assert g['steps'] == 1 + 6 + 4 + 1 + 1 + 5 and g['steps_one'] == 12
     order = [tuple(codec.untext(g['result']['doc']['ids']).split('<report>')[1:]) for g in (a, b)]
@@ -249,7 +262,7 @@ def test_numbers_decide_all(clerk):
     ask = lambda seed: sample.contemplate(clerk, codec, [codec.encode(turn(codec, 'deep'))] * 2, 3, think=20, temperature=3.0,
                                            seed=seed, rows=3)
     a, b, c = ask(1), ask(1), ask(2)
-    strip = lambda g: [(x['text'], x['reports'], x['one'], x['steps']) for x in g]
+    strip = lambda g: [(x['answer'], x['reports'], x['one'], x['steps']) for x in g]
     assert strip(a) == strip(b) and strip(a) != strip(c) and strip(a)[0] != strip(a)[1]
 
 
@@ -273,3 +286,115 @@ def test_one_rank_runs_the_tools_for_all(where, clerk, tmp_path):
     save(tmp_path, 1, clerk)
     assert ranks(2, on_rank, tmp_path, where) == 2 * [[True] * 3]
     assert (tmp_path / where / 'a.txt').read_text() == 'hi\n'
+
+
+# ---------------------------------------------------------------- the command line
+
+@pytest.fixture(scope='module')
+def desk(clerk, tmp_path_factory):
+    """A folder with the clerk's checkpoint and a picture."""
+    folder = tmp_path_factory.mktemp('desk')
+    save(folder / 'clerk', 1, clerk)
+    Image.fromarray(PIXELS).save(folder / 'p.png')
+    return folder
+
+
+def flags(desk):
+    return [f'--out_dir={desk}/clerk', '--temperature=0', '--guide=1', '--max_new=100000', f'--save={desk}/made']
+
+
+class Terminal:
+    """A program on a pseudo-terminal: say(what is typed), until(text) -> everything that it showed up to that text."""
+    def __init__(self, *command):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            os.execv(command[0], command)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+        self.shown = b''
+
+    def say(self, text):
+        os.write(self.fd, text.encode())
+
+    def until(self, text, patience=300):
+        while text.encode() not in self.shown:
+            assert select.select([self.fd], [], [], patience)[0], f'no {text!r} in {self.shown!r}'
+            try:
+                new = os.read(self.fd, 65536)
+            except OSError:                                           # it has ended
+                new = b''
+            assert new, f'it ended without {text!r}: {self.shown!r}'
+            self.shown += new
+        seen, _, self.shown = self.shown.partition(text.encode())
+        return seen.decode()
+
+
+def test_a_conversation_on_a_terminal(desk):
+    """A picture, a call, points on a copy of the picture, agents in columns, Ctrl-C in the middle of both kinds of answer, and on it goes."""
+    t = Terminal(sys.executable, 'sample.py', '--chat', '--think=100000', *flags(desk))
+    try:
+        t.until('> ')
+        t.say(f'/image {desk}/p.png\n')
+        t.until('> ')
+        t.say('find\n')
+        seen = t.until('_marked.png')
+        assert '\x1b[2m<tool>ground{"query": "dot"}</tool>\x1b[0m' in seen and '\x1b[2m<out><point><46><32></out>\x1b[0mat <point><46><32>' in seen
+        t.until('> ')
+        t.say('/new\n/agents 4\n')
+        t.until('> ')
+        t.until('> ')
+        t.say('deep\n')
+        seen = t.until('steps (one: ')
+        answer = seen[seen.rindex('<think>'):]
+        assert re.search(r'1: \d+ done +2: \d+ done +3: \d+ done +4: \d+ done\x1b\[0m\r\na 7 +ab \?8 +abc \?8 +abcd \?9', seen), seen
+        assert '<think>m</think>\x1b[0m5' in answer and 'agent 1: 7' in answer and 'self-verified vote: 7 | 18 ' in answer
+        t.until('> ')
+        for agents, shown in (0, 6 * 'ab'), (2, '\x1b[7F\x1b[J'):     # in the stream; columns drawn over themselves
+            t.say(f'/new\n/agents {agents}\n')
+            t.until('> ')
+            t.until('> ')
+            t.say('long\n')
+            t.until(shown)
+            t.say('\x03')
+            t.until('(stopped)')
+            t.until('> ')
+        t.say('/new\n/agents 0\n')
+        t.until('> ')
+        t.until('> ')
+        t.say('6*7?\n')
+        t.until('<out>42</out>\x1b[0m42\r\n')
+        t.until('> ')
+        t.say('/quit\n')
+        assert os.waitpid(t.pid, 0)[1] == 0
+        t.pid = 0
+    finally:
+        if t.pid:
+            os.kill(t.pid, signal.SIGKILL)
+            os.waitpid(t.pid, 0)
+        os.close(t.fd)
+    marked = np.array(Image.open(desk / 'made' / 'chat_0_0_marked.png'))
+    k = len(marked) // len(PIXELS)
+    at = int((46 + .5) / 64 * 48 * k), int((32 + .5) / 64 * 32 * k)
+    assert k > 1 and marked[at[1], at[0]].tolist() == [255, 0, 0] and (marked[::k, ::k] == PIXELS).all(-1).mean() > .95
+
+
+def test_programs_read_json_and_pipes_have_no_colours(desk):
+    lines = run('--chat', '--json', *flags(desk), stdin=f'/image {desk}/p.png\nfind\n/image nowhere.png\n/new\n/agents 4\ndeep\n').splitlines()
+    first, wrong, second = map(json.loads, lines)
+    assert first['answer'] == 'at <point><46><32>' and first['files'] == [f'{desk}/made/chat_0_0_marked.png'] and first['seconds'] > 0
+    assert 'nowhere.png' in wrong['error']
+    assert {k: second[k] for k in ('answer', 'reports', 'one', 'majority', 'vote', 'steps', 'steps_one')} == dict(
+        answer='5', reports=['7', '?8', '?8', '?9'], one='8', majority='8', vote='7', steps=18, steps_one=12)
+    plain = run('--chat', *flags(desk), stdin='6*7?\n/new\n/agents 4\ndeep\n')
+    assert '\x1b' not in plain and '</tool><out>42</out>42\n' in plain and '<think>m</think>5\nagent 1: 7\n' in plain
+
+
+def test_marks():
+    ids = [97, *DOT, sp['box'], L, L + 63, L + 31, L, 98, sp['point'], L + 1, 99, sp['box'], L, L, L]
+    points, boxes = codec.marks(ids)
+    assert points == [((46 + .5) / 64, 32.5 / 64)] and boxes == [(.5 / 64, 63.5 / 64, 31.5 / 64, .5 / 64)]
+    a = np.full((256, 512, 3), 9, np.uint8)
+    out = mark(a, [(.5, .5)], [(.25, .75, .5, .25)])
+    red = (out == [255, 0, 0]).all(-1)
+    assert out.shape == a.shape and (a == 9).all() and red[128, 256] and red[64, 128:256].all() and red[64:192, 128].all() and not red[100, 200]
+    assert mark(a, [], []) is None and mark(a[:100, :100], [(0, 0)], []).shape == (500, 500, 3)

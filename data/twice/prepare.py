@@ -3,13 +3,14 @@ Documents of three kinds for `twice` (see task.py): one who thinks alone, one of
 
     python data/twice/prepare.py                        # about 20 s; train.py does it by itself
 
-    <user>Q<assistant><think>+3-1...x+3+7...,+1...</think>+-+--+<eot>                                     alone
+    <user>Q<assistant><think>+2-6...x+2+8...,+2...</think>+-+--+<eot>                                     alone
     <user>Q<assistant><agent><r1><r2><think>-7+1...x...</think><report>-++-+-</report><eot>               an agent: found
     <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?-+--+-</report><eot>              time was up: ?, and a guess
     <user>Q<assistant><report>?-+--+-</report><report>-++-+-</report>...<think>-7...,-1...</think>-++-+-<eot>
 
 An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so agents
-with different roles never try the same. Attempts are drawn at random, with repetition. Thoughts are cut off anywhere: </think> and <report>
+with different roles never try the same. An attempt says what is left of the target after each sign, because a small model learns at once that 0
+is a hit, and late whether two digits far apart are equal. Attempts are drawn at random, with repetition. Thoughts are cut off anywhere: </think> and <report>
 are then given, not learned. The orchestrator checks what the reports claim, one after the other (some claims are false), until one holds; if
 none does, it repeats a guess. Training documents are about training problems only, validation documents about held-out ones.
 """
@@ -37,12 +38,11 @@ out = ''  # folder; '': data/twice/shards-TOKENIZER
 def attempt(p, signs):
     """-> (text, do both sums come out)."""
     text = ''
-    for row, target in zip(p['rows'], p['targets']):
-        v = 0
+    for row, left in zip(p['rows'], p['targets']):
         for d, s in zip(row, signs):
-            v = (v + d if s == '+' else v - d) % 10
-            text += s + str(v)
-        if v != target:
+            left = (left - d if s == '+' else left + d) % 10
+            text += s + str(left)
+        if left:
             return text, False
         text += ','
     return text[:-1], True

@@ -6,8 +6,9 @@ twice: one row of + and - before two rows of digits, so that both sums, modulo 1
     p = problem(7, 6)                          # number 7 of level 6 (digits of a row), from the training part
     score = verify(p, '+-+--+')                # 1.0 or 0.0
 
-Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts, every sign and the value
-after it, first row first; `,` when it comes out, then the second; `x` after a miss. Digits are never 0 or 5, for which both signs do the same.
+Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts: after every sign what is
+left of the target, `+2-6+4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never 0 or 5, for
+which both signs do the same.
 Nothing here is evaluated and no random state moves; whatever a model may have written, it is only a wrong answer.
 """
 import hashlib
@@ -76,13 +77,13 @@ def steps(p, thought):
     for i, attempt in enumerate(parts := thought.split('x')):
         last, signs = i == len(parts) - 1, None
         for k, (said, row, target) in enumerate(zip(attempt.split(','), p['rows'], p['targets'])):
-            v, good = 0, True
+            v, good = target, True
             for j, d in enumerate(row[:len(said) // 2]):
                 s, new = said[2 * j], said[2 * j + 1]
-                good = good and s in ('+-' if signs is None else signs[j:j + 1]) and new == str((v + d if s == '+' else v - d) % 10)
+                good = good and s in ('+-' if signs is None else signs[j:j + 1]) and new == str((v - d if s == '+' else v + d) % 10)
                 right, total, v = right + good, total + 1, int(new) if good else v
             if len(said) >= 2 * len(row):
-                goes_on, comes_out = k == 0 and ',' in attempt, good and len(said) == 2 * len(row) and v == target
+                goes_on, comes_out = k == 0 and ',' in attempt, good and len(said) == 2 * len(row) and v == 0
                 if not last or goes_on or k == 1 and comes_out:
                     right, total = right + (comes_out == (goes_on or last)), total + 1
             elif not last:

@@ -8,10 +8,10 @@ Generation: text, pictures (PNG) and sound (WAV) from a checkpoint.
     python sample.py --chat
     torchrun --nproc_per_node=2 sample.py --tp=2 --prompt='how many?'
 
-The engine takes encoded prompts and returns ids, log-probabilities, pictures and sounds; nothing is tokenised twice. Rows run in lockstep, a
-position per step, on one contiguous KV cache; the place of a row that ended goes to the next request, or the last row moves into it. A prompt
-that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so neighbours,
-order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
+The engine takes encoded prompts and returns ids, log-probabilities, pictures and sounds; nothing is tokenised twice. Rows run in lockstep,
+a position per step, on one contiguous KV cache; the place of a row that ended goes to the next request, or the last row moves into it. A
+prompt that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so
+neighbours, order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
 import ctypes, math, os, shutil, sys, time
 from collections import Counter, deque
@@ -34,8 +34,8 @@ from parallel import check_layout, make_mesh, start_world
 
 def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
     """
-    A checkpoint folder, or the out_dir that holds some (the newest that is whole) -> (model, codec, meta); with tp or pp this rank's part, in a
-    running world of tp * pp. ValueError, one line, if there is none or the layout does not fit.
+    A checkpoint folder, or the out_dir that holds some (the newest that is whole) -> (model, codec, meta); with tp or pp this rank's part,
+    in a running world of tp * pp. ValueError, one line, if there is none or the layout does not fit.
     """
     path = Path(path)
     found = [path] if (path / 'manifest.json').exists() else checkpoints(path)
@@ -59,8 +59,8 @@ def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
 
 def features(codec, e, blind=False, before=-1):
     """
-    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img> and
-    <aud>, in order. blind: zeros instead. before: the id in front of the document.
+    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img>
+    and <aud>, in order. blind: zeros instead. before: the id in front of the document.
     """
     ids, img, aud = e['ids'], codec.sp['img'], codec.sp['aud']
     rc, at = np.full((len(ids), 4), -1, np.float32), np.flatnonzero(ids == img)
@@ -122,10 +122,10 @@ def normal(key, at, n):
 
 def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     """
-    logits (B, V); bias (V,) or (B, V): 0 where grammar allows an id, else -inf; of each row, (B,) float64: temperature (0: greedy), u uniform in
-    (0, 1) and, if any row wants them, top_k (V: off) and top_p (2: off; the most probable id always stays).  -> ids (B,) and, float64 (B,),
-    logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1;
-    logq: under the distribution that was drawn from (greedy: 0).
+    logits (B, V); bias (V,) or (B, V): 0 where grammar allows an id, else -inf; of each row, (B,) float64: temperature (0: greedy), u
+    uniform in (0, 1) and, if any row wants them, top_k (V: off) and top_p (2: off; the most probable id always stays).  -> ids (B,) and,
+    float64 (B,), logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1; logq: under
+    the distribution that was drawn from (greedy: 0).
     """
     z = (logits + bias) / torch.where(temperature > 0, temperature, 1)[:, None]
     if top_k is not None:
@@ -147,7 +147,7 @@ TEXT, HEIGHT, WIDTH, PICTURE, SOUND = range(5)          # where grammar stands: 
 
 
 class Row:
-    """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or inserted; logp, logq) and where grammar stands."""
+    """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or put in; logp, logq), where grammar stands."""
     def __init__(self, codec, prompt, then=(), *, index=0, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop=(), on_end=None,
                  ctx=None):
         self.codec, self.prompt, self.then, self.index, self.left, self.on_end = codec, prompt, then, index, max_new, on_end
@@ -226,9 +226,9 @@ class Engine:
       rows     most at a time, of those that do not wait
       guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
       blind    payloads of prompts are replaced by zeros (the control of every skill)
-      on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes on;
-               'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default: the
-               tools of rows with a ctx, by agent_step()
+      on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes
+               on; 'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default:
+               the tools of rows with a ctx, by agent_step()
       stream   stream(row, id), for each new id
     Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
@@ -239,9 +239,9 @@ class Engine:
         self.flow, self.noise, self.max_patches = (flow_steps, guide), noise, max_patches
         self.twin = [dict(unprompted)] if guide != 1 and unprompted is not None else []
         self.dec, self.waiting, self.rows = Decoder(model), deque(), []          # ... requests, rows
-        self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins with it, h after it or None
+        self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins so, h after it or None
         self.owner, self.holds = [], []                                # row or None; entry of `shared` that the slot begins with
-        self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: coordinates, (id, payload)
+        self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: rc, (id, payload)
         self.n, self.id = np.zeros(0, np.int64), np.zeros(0, np.int64) # positions in the cache; the id that comes next
         self.one, self.ready = np.zeros(0, bool), np.zeros(0, bool)    # it is to be decoded; h says what follows
         self.h = self.dec.kv.new_zeros(0, model.cfg.n_embd)
@@ -471,7 +471,8 @@ class Engine:
                 x = torch.empty(len(some), D, device=dev)
                 if m.last:
                     e = torch.from_numpy(normal(keys[some], n[some], D)).to(dev) * self.noise
-                    x = m.around('heads', getattr(m, head).sample, h[some], e, *self.flow, self.h[at[some, 1]] if self.twin else None).float()
+                    x = m.around('heads', getattr(m, head).sample, h[some], e, *self.flow,
+                                 self.h[at[some, 1]] if self.twin else None).float()
                     if kind == sp['img']:                              # 8 bits, as every patch in training: a picture is a document again
                         x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
                 made |= zip(some, from_last(x, m.mesh))
@@ -504,12 +505,12 @@ class Engine:
 def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75,
              max_patches=64, batch=64, blind=False, unprompted=None, stream=None, ctx=None):
     """
-    prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time; the
-    same object several times is read once. stream(row, id): row.index is the number of the prompt; ctx: of the tools of each. The rest as in
-    Engine and Engine.add.
+    prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time;
+    the same object several times is read once. stream(row, id): row.index is the number of the prompt; ctx: of the tools of each. The rest
+    as in Engine and Engine.add.
     """
-    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise, max_patches=max_patches,
-                    blind=blind, stream=stream)
+    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise,
+                    max_patches=max_patches, blind=blind, stream=stream)
     rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, ctx=ctx and dict(ctx))
             for i, p in enumerate(prompts)]
     engine.run()
@@ -542,11 +543,12 @@ def turn(codec, text, images=(), sounds=()):
 
 
 def follow_up(codec, doc, segments):
-    """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends, <eot> is put."""
+    """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends."""
     r, ids, sp = Row(codec, doc), doc['ids'], codec.sp
     n = len(ids) - (0 if r.mode == SOUND else r.tail)
     e = codec.encode([('ids', [sp['eoa']] * (r.mode == SOUND) + [sp['eot']] * int(ids[n - 1] != sp['eot']), 0), *segments])
-    cut = dict(ids=n, w=n, **dict.fromkeys(('patches', 'rc'), len(doc['rc']) - int((ids[n:] == sp['img']).sum())), frames=len(doc['frames']))
+    k = len(doc['rc']) - int((ids[n:] == sp['img']).sum())
+    cut = dict(ids=n, w=n, patches=k, rc=k, frames=len(doc['frames']))
     return {k: np.concatenate([doc[k][:cut[k]], e[k]]) for k in e}
 
 
@@ -653,10 +655,10 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
         prompt <report> .. </report> <report> .. </report> .. answer               the orchestrator, greedy; reports are shuffled, weight 0
         prompt answer                                                              and one alone, beside them
 
-    A role is a token for each bit of the agent's number, <r(2b)> or <r(2b+1)>, so that any two differ; what it means is learned. Thoughts end
-    after `think` positions: </think>, and for agents <report>, are then put in; `brief` are left for what follows. max_new: of the
-    orchestrator; alone: of the one alone, thoughts included (0: think + brief + max_new). A report that begins with ? is one that its author
-    did not verify. options: of the Engine.
+    A role is a token for each bit of the agent's number, <r(2b)> or <r(2b+1)>, so that any two differ; what it means is learned. Thoughts
+    end after `think` positions: </think>, and for agents <report>, are then put in; `brief` are left for what follows. max_new: of the
+    orchestrator; alone: of the one alone, thoughts included (0: think + brief + max_new). A report that begins with ? is one that its
+    author did not verify. options: of the Engine.
 
     -> for each prompt a dict: answer, result (Row.finish) of the orchestrator; reports; what else could have been answered: one (the one
     alone), majority (of reports), vote (majority of verified reports, if there are any); steps, steps_one: latency, the agents' longest and
@@ -695,8 +697,8 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
     out = []
     for g in groups:
         one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports]
-        out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one, majority=majority(every),
-                        vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
+        out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one,
+                        majority=majority(every), vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
                         steps=max(map(latency, g.agents)) + latency(g.merge), steps_one=latency(g.one)))
     return out
 
@@ -743,7 +745,8 @@ if __name__ == '__main__':
         sys.exit(f'sample.py: {why}' if rank == 0 else 1)
 
     gpu = device.startswith('cuda') and torch.cuda.is_available()
-    for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
+    for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'),
+                    (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
                     (max_new >= 1, f'max_new={max_new}: at least 1'),
                     (0 <= agents <= 62 and think >= 1, f'agents={agents}, think={think}: 0 to 62 agents, at least 1 position'),
@@ -760,9 +763,10 @@ if __name__ == '__main__':
     except ValueError as e:
         die(e)
     folder = Path(save or Path(out_dir) / 'samples')
-    ctx = dict(depth=depth, tokens=budget, images=[], **{k: v for k, v in globals().items() if v and k in ('workspace', 'documents', 'mbox', 'ics')})
-    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise, ctx=ctx,
-                   unprompted=codec.encode(turn(codec, '')))
+    ctx = dict(depth=depth, tokens=budget, images=[])
+    ctx.update((k, v) for k, v in globals().items() if v and k in ('workspace', 'documents', 'mbox', 'ics'))
+    options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise,
+                   ctx=ctx, unprompted=codec.encode(turn(codec, '')))
 
     def pictures(names):
         """Files, comma-separated -> what the model sees. Its tools see more: up to 4096 pixels a side."""
@@ -784,7 +788,7 @@ if __name__ == '__main__':
         return [str(folder / file) for file in things]
 
     def printer():
-        """-> show(row): prints what is new in it, whole characters only, no placeholders of pictures and sounds; thoughts and tools dimly."""
+        """-> show(row): prints what is new in it, whole characters, no placeholders of pictures and sounds; thoughts and tools dimly."""
         seen, begun, held, dim = 0, False, [], ('think', 'tool', 'out')
         def show(row):
             nonlocal seen, begun
@@ -799,7 +803,7 @@ if __name__ == '__main__':
         return show
 
     def columns(show, height=6):
-        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself, ten times a second; then the answer as it comes."""
+        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself; the answer as it comes."""
         drawn, blank = 0.0, codec.text(' ')[0]
 
         def column(k, row, w):
@@ -814,7 +818,8 @@ if __name__ == '__main__':
             if tty and drawn < math.inf and (g.merge or now > drawn + .1):
                 rows = g.agents[:max(1, width // 9)]
                 w = width // len(rows) - 1
-                first, *rest = (' '.join(x[:w].ljust(w) for x in line).rstrip() for line in zip(*(column(k, r, w) for k, r in enumerate(rows, 1))))
+                lines = zip(*(column(k, r, w) for k, r in enumerate(rows, 1)))
+                first, *rest = (' '.join(x[:w].ljust(w) for x in line).rstrip() for line in lines)
                 say(f'\x1b[{height + 1}F\x1b[J' * (drawn > 0) + f'\x1b[1m{first}\x1b[0m', *rest, sep='\n', flush=True)
                 drawn = math.inf if g.merge else now
             if g.merge:

@@ -143,13 +143,15 @@ def test_calls_of_many_rows(clerk, tmp_path):
         engine = Engine(clerk, codec, flow_steps=4)
         alone = engine.add(p, index=i, max_new=100, temperature=.1, ctx=ctx, seed=3)
         engine.run()
-        assert alone.result['ids'] == r['ids'] and np.abs(alone.result['doc']['patches'].astype(int) - r['doc']['patches']).max(initial=0) <= 1
+        off = np.abs(alone.result['doc']['patches'].astype(int) - r['doc']['patches'])
+        assert alone.result['ids'] == r['ids'] and off.max(initial=0) <= 1
     assert len({together[i]['doc']['patches'].tobytes() for i in (0, 4, 5, 6)}) > 1          # each draws with its own
 
 
 def stopped_at(said, **ctx):
     """agent_step for a row that has just said this -> (text of what comes back, positions left of 50)."""
-    row = SimpleNamespace(ctx=ctx, prompt=codec.encode([('text', 'q')]), ids=codec.encode(said)['ids'].tolist(), left=50, key=[0], knobs=(0, 9, 2))
+    row = SimpleNamespace(ctx=ctx, prompt=codec.encode([('text', 'q')]), ids=codec.encode(said)['ids'].tolist(), left=50, key=[0],
+                          knobs=(0, 9, 2))
     engine = SimpleNamespace(codec=codec, model=SimpleNamespace(mesh=solo_mesh()), max_patches=64)
     out = sample.agent_step(engine, row)
     return out and codec.untext(codec.encode(out)['ids']), row.left
@@ -275,7 +277,8 @@ def test_votes():
 def on_rank(rank, path, where):
     tp, pp = (2, 1) if rank < 2 and where == 'tp' else (1, 2)
     model = sample.load_model(path, tp=tp, pp=pp)[0]
-    out = [ask(model, name, ctx=dict(images=[PIXELS], depth=2, tokens=400, workspace=f'{path}/{where}')) for name in ('note', 'find', 'calc')]
+    out = [ask(model, name, ctx=dict(images=[PIXELS], depth=2, tokens=400, workspace=f'{path}/{where}'))
+           for name in ('note', 'find', 'calc')]
     return [r['doc']['ids'].tolist() == want['ids'].tolist() for r, want in out]
 
 
@@ -330,7 +333,7 @@ class Terminal:
 
 
 def test_a_conversation_on_a_terminal(desk):
-    """A picture, a call, points on a copy of the picture, agents in columns, Ctrl-C in the middle of both kinds of answer, and on it goes."""
+    """A picture, a call, points on a copy of the picture, agents in columns, Ctrl-C in the middle of both kinds of answer, the next one."""
     t = Terminal(sys.executable, 'sample.py', '--chat', '--think=100000', *flags(desk))
     try:
         t.until('> ')
@@ -338,7 +341,8 @@ def test_a_conversation_on_a_terminal(desk):
         t.until('> ')
         t.say('find\n')
         seen = t.until('_marked.png')
-        assert '\x1b[2m<tool>ground{"query": "dot"}</tool>\x1b[0m' in seen and '\x1b[2m<out><point><46><32></out>\x1b[0mat <point><46><32>' in seen
+        assert '\x1b[2m<tool>ground{"query": "dot"}</tool>\x1b[0m' in seen
+        assert '\x1b[2m<out><point><46><32></out>\x1b[0mat <point><46><32>' in seen
         t.until('> ')
         t.say('/new\n/agents 4\n')
         t.until('> ')
@@ -379,7 +383,8 @@ def test_a_conversation_on_a_terminal(desk):
 
 
 def test_programs_read_json_and_pipes_have_no_colours(desk):
-    lines = run('--chat', '--json', *flags(desk), stdin=f'/image {desk}/p.png\nfind\n/image nowhere.png\n/new\n/agents 4\ndeep\n').splitlines()
+    lines = run('--chat', '--json', *flags(desk),
+                stdin=f'/image {desk}/p.png\nfind\n/image nowhere.png\n/new\n/agents 4\ndeep\n').splitlines()
     first, wrong, second = map(json.loads, lines)
     assert first['answer'] == 'at <point><46><32>' and first['files'] == [f'{desk}/made/chat_0_0_marked.png'] and first['seconds'] > 0
     assert 'nowhere.png' in wrong['error']
@@ -396,5 +401,6 @@ def test_marks():
     a = np.full((256, 512, 3), 9, np.uint8)
     out = mark(a, [(.5, .5)], [(.25, .75, .5, .25)])
     red = (out == [255, 0, 0]).all(-1)
-    assert out.shape == a.shape and (a == 9).all() and red[128, 256] and red[64, 128:256].all() and red[64:192, 128].all() and not red[100, 200]
+    assert out.shape == a.shape and (a == 9).all() and red[128, 256] and red[64, 128:256].all() and red[64:192, 128].all()
+    assert not red[100, 200]
     assert mark(a, [], []) is None and mark(a[:100, :100], [(0, 0)], []).shape == (500, 500, 3)

@@ -8,11 +8,12 @@ Documents of three kinds for `twice` (see task.py): one who thinks alone, one of
     <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?-+--+-</report><eot>              time was up: ?, and a guess
     <user>Q<assistant><report>?-+--+-</report><report>-++-+-</report>...<think>-7...,-1...</think>-++-+-<eot>
 
-An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so agents
-with different roles never try the same. An attempt says what is left of the target after each sign, because a small model learns at once that 0
-is a hit, and late whether two digits far apart are equal. Attempts are drawn at random, with repetition. Thoughts are cut off anywhere: </think> and <report>
-are then given, not learned. The orchestrator checks what the reports claim, one after the other (some claims are false), until one holds; if
-none does, it repeats a guess. Training documents are about training problems only, validation documents about held-out ones.
+An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so
+agents with different roles never try the same. An attempt says what is left of the target after each sign, because a small model learns at
+once that 0 is a hit, and late whether two digits far apart are equal. Attempts are drawn at random, with repetition. Thoughts are cut off
+anywhere: </think> and <report> are then given, not learned. The orchestrator checks what the reports claim, one after the other (some
+claims are false), until one holds; if none does, it repeats a guess. Training documents are about training problems only, validation
+documents about held-out ones.
 """
 import random
 import sys
@@ -71,7 +72,8 @@ def document(i, split, codec):
     start, kind = [ids('user', w=0), ('text', p['question'], 0), ids('assistant', w=0)], rng.random()
     if kind < alone:
         thought, found = think(p, rng, '', rng.randint(shortest, longest))
-        return start + [ids('think'), ('text', thought), ids('/think', w=int(found is not None)), ('text', found or guess(p, rng)), ids('eot')]
+        return start + [ids('think'), ('text', thought), ids('/think', w=int(found is not None)), ('text', found or guess(p, rng)),
+                        ids('eot')]
     if kind >= alone + merging:
         fixed = guess(p, rng)[:rng.randrange(5)]
         roles = [f'r{2 * b + (s == "-")}' for b, s in enumerate(fixed)]

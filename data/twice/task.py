@@ -1,15 +1,16 @@
 """
-twice: one row of + and - before two rows of digits, so that both sums, modulo 10, come out. Guess, check, try again: a search that can be shared.
+twice: one row of + and - before two rows of digits, so that both sums, modulo 10, come out. Guess, check, try again: a search that can be
+shared.
 
     342718=5,193746=3      -3+4-2+7-1+8=13, -1+9-3+7-4+6=14: both miss; ++---+ would be another try
 
     p = problem(7, 6)                          # number 7 of level 6 (digits of a row), from the training part
     score = verify(p, '+-+--+')                # 1.0 or 0.0
 
-Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts: after every sign what is
-left of the target, `+2-6+4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never 0 or 5, for
-which both signs do the same.
-Nothing here is evaluated and no random state moves; whatever a model may have written, it is only a wrong answer.
+Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts: after every sign
+what is left of the target, `+2-6+4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never
+0 or 5, for which both signs do the same. Nothing here is evaluated and no random state moves; whatever a model may have written, it is
+only a wrong answer.
 """
 import hashlib
 import itertools

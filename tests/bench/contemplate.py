@@ -4,10 +4,11 @@ Many agents beside one, at equal latency: accuracy against sequential decode ste
     python tests/bench/contemplate.py                               trains the model of config/sft_twice.py first, if out_dir has none
     python tests/bench/contemplate.py --out_dir=out-sft-twice --problems=400
 
-Latency of N agents: the longest agent's steps, one for reading the reports, the orchestrator's. The one alone gets at least as many steps for
-each problem as N agents took for any, and is trained for any number. Problems are the same for all (paired); intervals: bootstrap over problems,
-95%. Beside it what else could be made of the same reports: the majority, the majority of those that their authors verified, and the oracle (any
-report is right). Wall-clock: one question at a time, median. Target: 8 agents at least 10 points above one, as an interval.
+Latency of N agents: the longest agent's steps, one for reading the reports, the orchestrator's. The one alone gets at least as many steps
+for each problem as N agents took for any, and is trained for any number. Problems are the same for all (paired); intervals: bootstrap over
+problems, 95%. Beside it what else could be made of the same reports: the majority, the majority of those that their authors verified, and
+the oracle (any report is right). Wall-clock: one question at a time, median. Target: 8 agents at least 10 points above one, as an
+interval.
 """
 import json
 import subprocess
@@ -38,7 +39,8 @@ configure(globals())
 
 torch.set_num_threads(threads)
 if not checkpoints(out_dir):
-    subprocess.run([sys.executable, str(ROOT / 'train.py'), 'config/sft_twice.py', f'--out_dir={Path(out_dir).resolve()}'], cwd=ROOT, check=True)
+    command = [sys.executable, 'train.py', 'config/sft_twice.py', f'--out_dir={Path(out_dir).resolve()}']
+    subprocess.run(command, cwd=ROOT, check=True)
 model, codec, meta = load_model(out_dir)
 tasks = [problem(f'bench/{seed}/{i}', level, 'held') for i in range(problems)]
 prompts = [codec.encode(turn(codec, p['question'])) for p in tasks]
@@ -80,7 +82,8 @@ for n in (1, 2, 4, 8, 16):
     claims = np.array([[verify(p, r), r[:1] != '?'] for p, g in zip(tasks, groups) for r in g['reports']])
     gain, over = interval(merge - single), interval(merge - right([g['vote'] for g in groups]))
     mean = float(np.mean([g['steps'] for g in groups]))
-    fine[n] = dict(merge=float(merge.mean()), one=float(single.mean()), oracle=float(oracle.mean()), **{k: float(v) for k, v in other.items()},
+    fine[n] = dict(merge=float(merge.mean()), one=float(single.mean()), oracle=float(oracle.mean()),
+                   **{k: float(v) for k, v in other.items()},
                    gain=gain, over_vote=over, steps=mean, most=most, claims_right=float(claims[claims[:, 1] > 0, 0].mean()),
                    steps_one=float(np.mean([g['steps_one'] for g in alone])), seconds=seconds(lambda p: many(n, p)),
                    seconds_one=seconds(lambda p: one(most, p)))
@@ -91,8 +94,9 @@ for n in (1, 2, 4, 8, 16):
               '          claims right   seconds, one')
     f = fine[n]
     print(f'{n:6d} {f["merge"]:6.1%} {f["vote"]:14.1%} {f["majority"]:9.1%} {f["oracle"]:7.1%} | {mean:10.1f} {most:4d} | '
-          f'{f["one"]:11.1%} in {f["steps_one"]:5.1f} | ' + '  '.join(f'{100 * m:+5.1f} [{100 * a:+5.1f}, {100 * b:+5.1f}]' for m, a, b in (gain, over))
-          + f' {f["claims_right"]:14.1%} {f["seconds"]:9.2f} {f["seconds_one"]:5.2f}', flush=True)
+          f'{f["one"]:11.1%} in {f["steps_one"]:5.1f} | ' +
+          '  '.join(f'{100 * m:+5.1f} [{100 * a:+5.1f}, {100 * b:+5.1f}]' for m, a, b in (gain, over)) +
+          f' {f["claims_right"]:14.1%} {f["seconds"]:9.2f} {f["seconds_one"]:5.2f}', flush=True)
 
 curve = [(steps, interval(right([g['one'] for g in one(steps)]))) for steps in (32, 64, 96, 128, 192, 256)]
 print('\none alone:  ' + '   '.join(f'{s} steps {m:.1%}' for s, (m, _, _) in curve))
@@ -108,7 +112,8 @@ def plot(path, W=720, H=480):
     for x in (32, 64, 128, 256):
         draw.text((at(x, 0)[0] - 8, H - 42), str(x), fill='black')
     draw.text((W // 2 - 90, H - 22), 'sequential decode steps', fill='black')
-    draw.text((60, 14), 'held-out problems solved. blue: one alone; red: N agents, merged (rings: self-verified vote); bars: 95%', fill='black')
+    draw.text((60, 14), 'held-out problems solved. blue: one alone; red: N agents, merged (rings: self-verified vote); bars: 95%',
+              fill='black')
     draw.line([at(s, m) for s, (m, _, _) in curve], fill='#2255bb', width=3)
     for colour, dots in (('#2255bb', [(None, s, i, None) for s, i in curve]), ('#cc2222', points)):
         for n, s, (m, a, b), vote in dots:

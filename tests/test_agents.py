@@ -14,6 +14,7 @@ import signal
 import struct
 import sys
 import termios
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,8 @@ import sample
 import toy
 from data.media import mark
 from data.tools import call
+from data.twice import task as twice
+from data.twice.prepare import document
 from model import ModelConfig, Muse
 from parallel import solo_mesh
 from sample import Engine, generate, turn
@@ -270,6 +273,63 @@ def test_numbers_decide_all(clerk):
 
 def test_votes():
     assert sample.majority(['b', 'a', 'a', 'b']) == 'b' and sample.majority(['b', 'a', 'a']) == 'a' and sample.majority([]) == ''
+
+
+# ---------------------------------------------------------------- the task of the bench
+
+def test_both_verifiers_of_twice_agree():
+    every = [''.join(x) for x in itertools.product('+-', repeat=6)]
+    right = 0
+    for i in range(40):
+        p = twice.problem(i, 6, 'held')
+        left, right_too = p['question'].split(',')
+        for s in every:
+            want = all(eval(''.join(c + d for c, d in zip(s, q.split('=')[0]))) % 10 == int(q.split('=')[1]) for q in (left, right_too))
+            assert twice.verify(p, s) == twice.judge(p, s) == want
+            right += want
+        for s in ('', '+', every[0] + '+', every[0][:5] + '*', None, 7, every[0] + ' '):
+            assert twice.verify(p, s) == twice.judge(p, s) == 0
+    assert 2.5 < right / 40 < 4.5 and not any(twice.verify(twice.canary(1, 4), ''.join(s)) for s in itertools.product('+-', repeat=4))
+
+
+def test_held_out_problems_of_twice_are_not_trained_on():
+    key = lambda p: (*sorted(zip(*p['rows'])), *p['targets'])
+    train, held = ({key(twice.problem(i, 3, part)) for i in range(1500)} for part in ('train', 'held'))
+    assert len(train) > 1300 and len(held) > 800 and not train & held
+
+
+def test_documents_of_twice():
+    """Thoughts are right in every step; what is reported is what was found, roles are kept; orchestrators say the first claim that holds."""
+    kinds = Counter()
+    for i in range(400):
+        text, p = codec.untext(codec.encode(document(i, 'train', codec))['ids']), twice.problem(i, 6)
+        said = re.fullmatch(r'<user>(.*)<assistant>(<agent>)?((?:<r\d>)*)((?:<report>.*?</report>)*)<think>(.*)</think>(.*)<eot>', text)
+        question, agent, roles, reports, thought, answer = said.groups()
+        good, steps = twice.steps(p, thought)
+        assert question == p['question'] and good == steps, text
+        answer = answer.removeprefix('<report>').removesuffix('</report>')
+        tries = thought.split('x')
+        claims = [r for r in re.findall('<report>(.*?)</report>', reports) if r[0] != '?']
+        kinds['agent' if agent else 'merge' if reports else 'alone'] += 1
+        if agent:
+            assert twice.verify(p, answer) or answer[0] == '?'
+            for b, r in enumerate(re.findall(r'<r(\d)>', roles)):
+                assert int(r) == 2 * b + (answer.lstrip('?')[b] == '-') and all(t[2 * b:2 * b + 1] in ('', '+-'[int(r) % 2]) for t in tries)
+        elif reports:
+            held = [c for c in claims[:3] if twice.verify(p, c)]
+            assert answer == held[0] if held else answer in reports and (claims or not thought)
+        else:
+            assert len(answer) == 6 and (not thought.endswith('x') or not twice.verify(p, tries[-2][::2][:6]))
+    assert min(kinds.values()) > 60
+
+
+def test_steps_of_twice_see_what_is_wrong():
+    p = twice._make([[3, 4, 2], [1, 9, 3]], [5, 5])                   # 3+4-2 = 5; 1+9-3 = 7; -3+4+2 = 3; 3-4+2 = 1
+    assert twice.steps(p, '+2-6-8x') == (4, 4) and twice.steps(p, '+2+8-0,+4+5-8x') == (8, 8)
+    assert twice.steps(p, '+2-7-9x') == (2, 4)                        # a value that is wrong, and all after it; missed, as it says
+    assert twice.steps(p, '+2-6-8,') == (3, 4) and twice.steps(p, '+2+8-0x') == (3, 4)       # verdicts
+    assert twice.steps(p, '+2+8-0,+4-3-6x')[0] < 8                    # other signs in the second row
+    assert twice.steps(p, '+2-6') == (2, 2) and twice.steps(p, '') == (0, 0)
 
 
 # ---------------------------------------------------------------- layouts

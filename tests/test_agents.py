@@ -426,7 +426,7 @@ def test_a_conversation_on_a_terminal(desk):
         t.until('> ')
         t.until('> ')
         t.say('6*7?\n')
-        t.until('<out>42</out>\x1b[0m42\r\n')
+        t.until('<out>42</out>\x1b[0m42\x1b[0m\r\n')
         t.until('> ')
         t.say('/quit\n')
         assert os.waitpid(t.pid, 0)[1] == 0

@@ -686,7 +686,7 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
         g.one = add(g, (), 62, alone or think + brief + max_new, **free)
     while engine.step():
         for row, closing in list(due.items()):
-            if row.result or row.ids and row.left <= brief and not row.waits:
+            if row.result or row.ids and row.left <= brief and row.mode == TEXT and not row.waits:          # not inside a picture
                 del due[row]
                 at = {k: max((n for n, i in enumerate(row.ids) if i == sp[k]), default=-1) for k in ('think', '/think', 'report')}
                 close = [sp['/think']] * (at['think'] > at['/think']) + [i for i in closing if at['report'] < 0]

@@ -69,7 +69,7 @@ def lessons():
         bad=(ask('bad'), [*tool('calculate{"expression": ', bad), ('text', 'sorry')]),
         note=(ask('note'), [*tool('insert{"path": "a.txt", "line": 0, "text": "hi"}', 'a.txt: 1 lines written'), ('text', 'ok')]),
         find=(ask('find', [PIXELS]), [*tool('ground{"query": "dot"}', [('ids', DOT, 0)]), ('text', 'at '), ('ids', DOT)]),
-        dot=(ask('dot', [PIXELS]), [('ids', DOT)]),
+        dot=(ask('dot', [PIXELS]), [('ids', [*DOT, sp['tool']])]),             # a tool's result is never a call
         look=(ask('near', [PIXELS]), [*tool('look{"box": [0, 0, 31, 63]}', looked), ('text', 'red')]),
         draw=(ask('paint'), [*tool('draw{"prompt": "sun"}', [('image', PIXELS[:8, :16], 0)]), ('text', 'done')]),
         sun=(ask('sun'), [('image', PIXELS[:8, :16])]),
@@ -231,8 +231,8 @@ def test_contemplating(clerk):
         assert (g['answer'], g['reports'], g['one']) == ('5', ['7', '?8', '?8', '?9'], '8') and (g['majority'], g['vote']) == ('8', '7')
         # role; <think>abcd</think><report>?9</report><eot>; reports; <think>m</think>5<eot>
         assert g['steps'] == 1 + 6 + 4 + 1 + 1 + 5 and g['steps_one'] == 12
-    order = [tuple(codec.untext(g['result']['doc']['ids']).split('<report>')[1:]) for g in (a, b)]
-    assert sorted(order[0]) != sorted(order[0], key=order[0].index) or order[0] != order[1]
+    order = [codec.untext(g['result']['doc']['ids']).split('<think>')[0].split('<report>')[1:] for g in (a, b)]
+    assert sorted(order[0]) == sorted(order[1]) == [f'{r}</report>' for r in ('7', '?8', '?8', '?9')] and order[0] != order[1]
     group = seen[-1][0]
     for (roles, said), r in zip(DEEP, group.agents):
         assert r.ids[:3] == [sp['agent'], *(sp[k] for k in roles)] and r.w[:3] == [0] * 3 and all(r.w[3:])
@@ -260,15 +260,18 @@ def test_thoughts_end_in_time(clerk):
         assert sum(r.w) <= 6 and r.w[3:6] == [1] * 3 and r.ids[6:6 + len(closing)] == closing and not any(r.w[6:6 + len(closing)]), k
     one = group.one
     assert one.ids[:4] == [sp['think'], *b'ab', sp['/think']] and one.w[:4] == [1, 1, 1, 0] and sum(one.w) <= 6
+    assert [i for i, w in zip(one.ids, one.w) if not w] == [sp['/think']]
     assert g['steps_one'] == sum(one.w) + 1 and g['steps'] == max(sum(r.w) for r in group.agents) + 2 + sample.latency(group.merge)
 
 
 def test_numbers_decide_all(clerk):
+    seen = []
     ask = lambda seed: sample.contemplate(clerk, codec, [codec.encode(turn(codec, 'deep'))] * 2, 3, think=20, temperature=3.0,
-                                           seed=seed, rows=3)
+                                          seed=seed, rows=3, watch=seen.append)
     a, b, c = ask(1), ask(1), ask(2)
     strip = lambda g: [(x['answer'], x['reports'], x['one'], x['steps']) for x in g]
-    assert strip(a) == strip(b) and strip(a) != strip(c) and strip(a)[0] != strip(a)[1]
+    assert strip(a) == strip(b) and strip(a) != strip(c) and a[0]['reports'] != a[1]['reports']
+    assert seen[-1][0].merge.knobs[0] == 0 and {r.knobs[0] for r in (*seen[-1][0].agents, seen[-1][0].one)} == {3.0}
 
 
 def test_votes():

@@ -696,7 +696,7 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
             watch(groups)
     out = []
     for g in groups:
-        one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports]
+        one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports if r.strip('?')]
         out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one,
                         majority=majority(every), vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
                         steps=max(map(latency, g.agents)) + latency(g.merge), steps_one=latency(g.one)))

@@ -282,17 +282,18 @@ def test_votes():
 
 def test_both_verifiers_of_twice_agree():
     every = [''.join(x) for x in itertools.product('+-', repeat=6)]
+    assert twice.word('++---+') == 'ABcdeF'
     right = 0
     for i in range(40):
         p = twice.problem(i, 6, 'held')
-        left, right_too = p['question'].split(',')
         for s in every:
-            want = all(eval(''.join(c + d for c, d in zip(s, q.split('=')[0]))) % 10 == int(q.split('=')[1]) for q in (left, right_too))
-            assert twice.verify(p, s) == twice.judge(p, s) == want
-            right += want
-        for s in ('', '+', every[0] + '+', every[0][:5] + '*', None, 7, every[0] + ' '):
+            sums = [eval(''.join(c + d for c, d in zip(s, q.split('=')[0]))) % 10 == int(q.split('=')[1]) for q in p['question'].split(',')]
+            assert twice.verify(p, twice.word(s)) == twice.judge(p, twice.word(s)) == all(sums)
+            right += all(sums)
+        for s in ('', 'A', every[0], 'ABCDEFG', 'ABCDE', 'ABCDE*', 'BACDEF', 'ABCDE\u00c6', None, 7, 'ABCDEF '):
             assert twice.verify(p, s) == twice.judge(p, s) == 0
-    assert 2.5 < right / 40 < 4.5 and not any(twice.verify(twice.canary(1, 4), ''.join(s)) for s in itertools.product('+-', repeat=4))
+    assert 2.5 < right / 40 < 4.5
+    assert not any(twice.verify(twice.canary(1, 4), twice.word(s)) for s in itertools.product('+-', repeat=4))
 
 
 def test_held_out_problems_of_twice_are_not_trained_on():
@@ -302,27 +303,26 @@ def test_held_out_problems_of_twice_are_not_trained_on():
 
 
 def test_documents_of_twice():
-    """Thoughts are right in every step; what is reported is what was found, roles are kept; orchestrators say the first claim that holds."""
+    """Thoughts are right in every step; what is reported is what was found, roles are kept; orchestrators say the last claim."""
     kinds = Counter()
     for i in range(400):
         text, p = codec.untext(codec.encode(document(i, 'train', codec))['ids']), twice.problem(i, 6)
-        said = re.fullmatch(r'<user>(.*)<assistant>(<agent>)?((?:<r\d>)*)((?:<report>.*?</report>)*)<think>(.*)</think>(.*)<eot>', text)
-        question, agent, roles, reports, thought, answer = said.groups()
-        good, steps = twice.steps(p, thought)
-        assert question == p['question'] and good == steps, text
+        question, agent, roles, reports, thought, answer = re.fullmatch(
+            r'<user>(.*)<assistant>(<agent>)?((?:<r\d>)*)((?:<report>[^<>]*</report>)*)(?:<think>(.*)</think>)?(.*)<eot>', text).groups()
         answer = answer.removeprefix('<report>').removesuffix('</report>')
-        tries = thought.split('x')
-        claims = [r for r in re.findall('<report>(.*?)</report>', reports) if r[0] != '?']
+        claims = [r for r in re.findall('<report>(.*?)</report>', reports) if r != '?']
         kinds['agent' if agent else 'merge' if reports else 'alone'] += 1
-        if agent:
-            assert twice.verify(p, answer) or answer[0] == '?'
-            for b, r in enumerate(re.findall(r'<r(\d)>', roles)):
-                assert int(r) == 2 * b + (answer.lstrip('?')[b] == '-') and all(t[2 * b:2 * b + 1] in ('', '+-'[int(r) % 2]) for t in tries)
-        elif reports:
-            held = [c for c in claims[:3] if twice.verify(p, c)]
-            assert answer == held[0] if held else answer in reports and (claims or not thought)
-        else:
-            assert len(answer) == 6 and (not thought.endswith('x') or not twice.verify(p, tries[-2][::2][:6]))
+        assert question == p['question'] and (thought is None) == bool(reports) and (answer == '?' and agent or len(answer) == 6)
+        if reports:
+            assert answer == claims[-1] if claims else answer.upper() == 'ABCDEF'
+            continue
+        good, steps = twice.steps(p, thought)
+        assert good == steps, text
+        tries = thought.split('x')
+        hit = len(tries[-1]) == 25 and tries[-1].endswith('0')        # both rows, nothing left
+        assert hit == twice.verify(p, answer) and twice.word(tries[-1][:12:2]) == answer if hit else answer == '?' or not agent
+        for b, r in enumerate(re.findall(r'<r(\d)>', roles)):
+            assert int(r) // 2 == b and all(t[2 * b:2 * b + 1] in ('', '+-'[int(r) % 2]) for t in tries)
     assert min(kinds.values()) > 60
 
 

@@ -3,17 +3,16 @@ Documents of three kinds for `twice` (see task.py): one who thinks alone, one of
 
     python data/twice/prepare.py                        # about 20 s; train.py does it by itself
 
-    <user>Q<assistant><think>+2-6...x+2+8...,+2...</think>+-+--+<eot>                                     alone
-    <user>Q<assistant><agent><r1><r2><think>-7+1...x...</think><report>-++-+-</report><eot>               an agent: found
-    <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?-+--+-</report><eot>              time was up: ?, and a guess
-    <user>Q<assistant><report>?-+--+-</report><report>-++-+-</report>...<think>-7...,-1...</think>-++-+-<eot>
+    <user>Q<assistant><think>+2-6...x+2+8...,+2...</think>AbCdeF<eot>                                     alone
+    <user>Q<assistant><agent><r1><r2><think>-7+1...x...</think><report>aBCdEf</report><eot>               an agent: found
+    <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?</report><eot>                    time was up
+    <user>Q<assistant><report>?</report><report>aBCdEf</report><report>?</report>...aBCdEf<eot>           the orchestrator
 
 An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so
 agents with different roles never try the same. An attempt says what is left of the target after each sign, because a small model learns at
 once that 0 is a hit, and late whether two digits far apart are equal. Attempts are drawn at random, with repetition. Thoughts are cut off
-anywhere: </think> and <report> are then given, not learned. The orchestrator checks what the reports claim, one after the other (some
-claims are false), until one holds; if none does, it repeats a guess. Training documents are about training problems only, validation
-documents about held-out ones.
+anywhere: </think> and <report> are then given, not learned, and who thinks alone has to guess. The orchestrator repeats the last claim; a
+guess, if there is none. Training documents are about training problems only, validation documents about held-out ones.
 """
 import random
 import sys
@@ -23,7 +22,7 @@ from configurator import configure
 from data.codec import Codec
 from data.loader import shard_dir, write_shards
 from data.source import guard
-from data.twice.task import problem, verify
+from data.twice.task import problem, word
 
 n_train = 60000  # documents
 n_val = 1500
@@ -31,7 +30,6 @@ seed = 0
 level = 6  # digits of a row
 alone, merging = 0.25, 0.3  # parts of the documents; the others are agents'
 shortest, longest = 16, 120  # characters of a thought, before it is cut off
-false = 0.3  # part of the claims in reports that are wrong
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
 out = ''  # folder; '': data/twice/shards-TOKENIZER
@@ -72,24 +70,19 @@ def document(i, split, codec):
     start, kind = [ids('user', w=0), ('text', p['question'], 0), ids('assistant', w=0)], rng.random()
     if kind < alone:
         thought, found = think(p, rng, '', rng.randint(shortest, longest))
-        return start + [ids('think'), ('text', thought), ids('/think', w=int(found is not None)), ('text', found or guess(p, rng)),
-                        ids('eot')]
+        return start + [ids('think'), ('text', thought), ids('/think', w=int(found is not None)),
+                        ('text', word(found or guess(p, rng))), ids('eot')]
     if kind >= alone + merging:
         fixed = guess(p, rng)[:rng.randrange(5)]
         roles = [f'r{2 * b + (s == "-")}' for b, s in enumerate(fixed)]
         thought, found = think(p, rng, fixed, rng.randint(shortest, longest))
         return start + [ids('agent', *roles, w=0), ids('think'), ('text', thought), ids('/think', 'report', w=int(found is not None)),
-                        ('text', found or '?' + guess(p, rng, fixed)), ids('/report', 'eot')]
-    reports, right, claims = [], [s for s in (guess(p, rng) for _ in range(200)) if verify(p, s)], rng.random() ** 2
-    for _ in range(2 ** rng.randrange(5)):
-        claimed = rng.random() < claims and right
-        reports.append(rng.choice(right) if claimed and rng.random() >= false else '?' * (not claimed) + guess(p, rng))
-    checked = [(r, *attempt(p, r)) for r in reports if r[0] != '?'][:3]
-    some = next((k + 1 for k, (_, _, hit) in enumerate(checked) if hit), len(checked))
-    thought = 'x'.join(text for _, text, _ in checked[:some]) + 'x' * (0 < some and not checked[some - 1][2])
-    answer = checked[some - 1][0] if some and checked[some - 1][2] else reports[0].strip('?')
+                        ('text', word(found) if found else '?'), ids('/report', 'eot')]
+    claims = rng.random() ** 2
+    reports = [word(guess(p, rng)) if rng.random() < claims else '?' for _ in range(2 ** rng.randrange(5))]
+    claimed = [r for r in reports if r != '?']
     return start + [*(s for r in reports for s in (ids('report', w=0), ('text', r, 0), ids('/report', w=0))),
-                    ids('think'), ('text', thought), ids('/think'), ('text', answer), ids('eot')]
+                    ('text', claimed[-1] if claimed else word(guess(p, rng))), ids('eot')]
 
 if __name__ == '__main__':
     configure(globals())

@@ -4,8 +4,11 @@ shared.
 
     342718=5,193746=3      -3+4-2+7-1+8=13, -1+9-3+7-4+6=14: both miss; ++---+ would be another try
 
+An answer has a letter for each column, A or a, B or b, ...: upper case for +, lower case for -; here aBcDeF. Each letter says which column
+it is about, so that copying one of many answers, as an orchestrator does, is a look-up and not a matter of counting.
+
     p = problem(7, 6)                          # number 7 of level 6 (digits of a row), from the training part
-    score = verify(p, '+-+--+')                # 1.0 or 0.0
+    score = verify(p, 'AbCdeF')                # 1.0 or 0.0
 
 Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts: after every sign
 what is left of the target, `+2-6+4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never
@@ -34,7 +37,7 @@ def canary(seed, level):
     rng = random.Random(f'{NAME}/canary/{seed}/{level}')
     while True:
         p = _make([[rng.choice(DIGITS) for _ in range(level)] for _ in range(2)], [rng.randrange(10) for _ in range(2)])
-        if not any(verify(p, ''.join(s)) for s in itertools.product('+-', repeat=level)):
+        if not any(verify(p, word(s)) for s in itertools.product('+-', repeat=level)):
             return p
 
 def _make(rows, targets):
@@ -49,11 +52,16 @@ def _part(p):
 def _sum(row, signs):
     return sum(d if s == '+' else -d for d, s in zip(row, signs)) % 10
 
+def word(signs):
+    """'+-+' -> 'AbC'."""
+    return ''.join(chr((65 if s == '+' else 97) + k) for k, s in enumerate(signs))
+
 def verify(p, answer):
-    """1.0 if answer (str) is a sign for each column and both sums come out; else 0.0."""
-    if not isinstance(answer, str) or len(answer) != p['level'] or answer.strip('+-'):
+    """1.0 if answer (str) is a letter for each column and both sums come out; else 0.0."""
+    if not isinstance(answer, str) or len(answer) != p['level']:
         return 0.0
-    return float([_sum(row, answer) for row in p['rows']] == p['targets'])
+    signs = ['+' if c == chr(65 + k) else '-' if c == chr(97 + k) else '' for k, c in enumerate(answer)]
+    return float(all(signs) and [_sum(row, signs) for row in p['rows']] == p['targets'])
 
 def judge(p, answer):
     """The same by another way, for evaluation: reads the question, and brings both targets to zero digit by digit."""
@@ -61,11 +69,11 @@ def judge(p, answer):
         left = []
         for part in p['question'].split(','):
             row, v = part.split('=')
-            v, signs = int(v), list(answer[:9])
-            for d in reversed(row):
-                v -= {'+': 1, '-': -1}[signs.pop()] * int(d)
-            left += [v % 10, len(signs)]
-        return float(not any(left) and len(answer) == len(row))
+            v, letters = int(v), list(answer)
+            for column, d in reversed(list(zip('ABCDEFG', row))):
+                v -= {column: 1, column.lower(): -1}[letters.pop()] * int(d)
+            left += [v % 10, len(letters)]
+        return float(not any(left))
     except Exception:
         return 0.0
 

@@ -44,7 +44,7 @@ if not checkpoints(out_dir):
 model, codec, meta = load_model(out_dir)
 tasks = [problem(f'bench/{seed}/{i}', level, 'held') for i in range(problems)]
 prompts = [codec.encode(turn(codec, p['question'])) for p in tasks]
-brief = level + 4                                                     # ?, signs, </report>, <eot>
+brief = level + 4                                                     # the answer, </report>, <eot>
 options = dict(temperature=temperature, seed=seed, rows=256)
 
 def right(answers):
@@ -57,7 +57,7 @@ def interval(x):
     return float(x.mean()), *map(float, np.quantile(means, (.025, .975)))
 
 def many(n, some=prompts, alone=brief + 1):
-    return contemplate(model, codec, some, n, think=think, brief=brief, max_new=96, alone=alone, **options)
+    return contemplate(model, codec, some, n, think=think, brief=brief, max_new=32, alone=alone, **options)
 
 def one(steps, some=prompts):
     """One alone with so many steps, from <think> to the answer: beside an agent that has nothing to do."""
@@ -79,7 +79,7 @@ for n in (1, 2, 4, 8, 16):
     merge, single = right([g['answer'] for g in groups]), right([g['one'] for g in alone])
     other = {k: right([g[k] for g in groups]).mean() for k in ('majority', 'vote')}
     oracle = np.max([right([g['reports'][a].lstrip('?') for g in groups]) for a in range(n)], 0)
-    claims = np.array([[verify(p, r), r[:1] != '?'] for p, g in zip(tasks, groups) for r in g['reports']])
+    claims = np.array([[verify(p, r), r[:1] not in ('?', '')] for p, g in zip(tasks, groups) for r in g['reports']])
     gain, over = interval(merge - single), interval(merge - right([g['vote'] for g in groups]))
     mean = float(np.mean([g['steps'] for g in groups]))
     fine[n] = dict(merge=float(merge.mean()), one=float(single.mean()), oracle=float(oracle.mean()),

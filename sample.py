@@ -416,7 +416,8 @@ class Engine:
             k = int(np.isin(ids[:T], (self.codec.sp['img'], self.codec.sp['aud'])).sum())
             self.todo[s][0] = [ids[T:], rc[T:], x[k:], e]
             now.append((ids[:T], rc[:T], x[:k]))
-        h = read(self.dec, self.codec, now, self.n[slots], int(self.n[slots].max()) + T, slots)
+        S = max(int(self.n[s]) + len(f[0]) for s, f in zip(slots, now))                   # not n.max() + T: there may be no room for that
+        h = read(self.dec, self.codec, now, self.n[slots], S, slots)
         for b, s in enumerate(slots):
             self.n[s] += len(now[b][0])
             if not len(self.todo[s][0][0]):

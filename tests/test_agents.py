@@ -335,6 +335,25 @@ def test_steps_of_twice_see_what_is_wrong():
     assert twice.steps(p, '+2-6') == (2, 2) and twice.steps(p, '') == (0, 0)
 
 
+def test_a_long_row_reads_little_beside_one_that_reads_much(clerk):
+    """In one step: the largest n and the largest T are those of different rows, and together more than the cache holds."""
+    long, other, got = codec.encode([('text', 60 * 'x')]), codec.encode(lessons()['calc'][0] + [('text', 40 * 'y')]), []
+    for together in (True, False):
+        engine = Engine(clerk, codec, rows=2)
+        row = engine.add(long, index=0, max_new=6, temperature=0)
+        engine.step()
+        if together:
+            second = engine.add(other, index=1, max_new=6, temperature=0)
+        engine.insert(row, [('text', 'z')])
+        if not together:
+            while engine.step():
+                pass
+            second = engine.add(other, index=1, max_new=6, temperature=0)
+        engine.run()
+        got.append((row.result['ids'], second.result['ids']))
+    assert got[0] == got[1]
+
+
 # ---------------------------------------------------------------- layouts
 
 def on_rank(rank, path, where):

@@ -493,6 +493,18 @@ class Optimizer:
             total[rows] = s
             p.data[rows] -= g * (lr * s.clamp(min=1e-30).rsqrt())[:, None]
 
+    def flops(self):
+        """Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping included."""
+        total = 0
+        for p in (p for u in self.units for p in u.params):
+            size = math.prod(p.spec.shape)
+            total += 16 * size
+            if self.muon and p.spec.kind == 'matrix':                          # 5 iterations of a a^T, its square, and that times a; the smaller side is squared
+                for rows in p.spec.parts or p.spec.shape[-2:-1]:
+                    r, c = sorted((rows, p.spec.shape[-1]))
+                    total += math.prod(p.spec.shape[:-2]) * 5 * (4 * r * r * c + 2 * r ** 3)
+        return total
+
     # -------- state
 
     def tensors(self, saving=False):

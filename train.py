@@ -36,6 +36,7 @@ skills = 200               # cases per skill in the table at the end; 0: no tabl
 wandb_project = ''         # '': no wandb.  Offline: WANDB_MODE=offline, as wandb has it
 # -------- data
 dataset = 'scenes'         # or a mixture by rows, NAME:WEIGHT+NAME:WEIGHT
+val_split = 'val'          # evaluated on; dev, where a data set has one, to choose settings and keep val for scoring
 input = ''                 # a text file for dataset shakespeare
 fsdd = ''                  # spoken digits for dataset speech: a folder of the Free Spoken Digit Dataset, or an .npz
 tokenizer = 'bpe:128'      # bytes | bpe:N | gpt2 | cl100k_base | o200k_base
@@ -186,7 +187,7 @@ try:
     codec = Codec(tokenizer, n_loc)
     folders = {n: prepared(n, tokenizer, codec) for n in names}
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
-    val_sets = {n: open_shards(folders[n], 'val', codec) for n in names}
+    val_sets = {n: open_shards(folders[n], val_split, codec) for n in names}
     if master and world > 1:
         dist.barrier()
 except (BadInput, ValueError, OSError) as e:
@@ -471,6 +472,8 @@ def product_peak():
 
 peak = product_peak()
 loader = batches()
+update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()      # operations of the optimizer per step; each stage knows its own
+spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()                 # since this start: of the whole world; of this process, evaluation left out
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
@@ -481,12 +484,13 @@ while step < max_steps:
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros = [to_device(b) for b in micros]
+    micros, before = [to_device(b) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
         flops += 3 * count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * block_size,
                                  flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
+    spent_flops += (flops - before) * mesh.world.size + update
     opt.start(len(micros))
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
     sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
@@ -510,6 +514,7 @@ while step < max_steps:
         recent.append(txt + img + aud)
     step += 1
     seen += rows * block_size
+    spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
@@ -518,21 +523,22 @@ while step < max_steps:
         say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
             f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
-        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate)
+        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate,
+               cost=dict(flops=spent_flops, cpu_s=spent_cpu))
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
-        control = evaluate(blind=True) if step == max_steps else {}
+        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val      # without payloads there is nothing to blind
         for name, r in val.items():
             say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v else '') for k, v in r.items())
                 + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
-        record(step=step, val=val, **({'blind': control} if control else {}))
+        record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']), **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf
         if score < best:
             best = score
             if eval_every:
                 save('best')
-        last_log, first_step, flops, seen = time.time(), step, 0, 0
+        last_log, first_step, flops, seen, clock = time.time(), step, 0, 0, time.process_time()
     if (save_every and step % save_every == 0) or step == max_steps:
         saved = save()
 loader.close()

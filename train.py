@@ -18,6 +18,7 @@ import torch.distributed as dist
 import parallel
 from configurator import configure
 from data.codec import BadInput, Codec, save_bpe, train_bpe
+from data.llama import Llama
 from data.loader import eval_batches, open_shards, shard_dir, train_batches
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
@@ -25,7 +26,8 @@ from parallel import (add_messages, all_reduce, check_layout, forward_backward, 
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
-init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run
+init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run;
+                           # hf:FOLDER: a Llama with config.json and *.safetensors (data/llama.py)
 log_every = 20             # steps
 eval_every = 0             # steps; 0: only at the end
 eval_docs = 400            # documents of each validation split; 0: all
@@ -45,6 +47,7 @@ block_size = 192           # positions of a row
 tokens_per_step = 3840     # global: all ranks, all microbatches
 micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
+vocab_size = 0             # rows of embedding and head; 0: as many as the tokenizer has ids
 n_layer = 4
 n_head = 4
 n_kv_head = 0              # 0: as many as n_head
@@ -202,7 +205,13 @@ rows = tokens_per_step // block_size
 if tokens_per_step % block_size or not rows:
     die(f'tokens_per_step={tokens_per_step} must be a multiple of block_size={block_size}')
 try:
-    cfg = ModelConfig(vocab_size=codec.n_vocab, **{f.name: globals()[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
+    if 0 < vocab_size < codec.n_vocab:
+        raise ValueError(f'vocab_size={vocab_size}: tokenizer={tokenizer} has {codec.n_vocab} ids: use as many or more, or 0')
+    cfg = ModelConfig(**{**{f.name: globals()[f.name] for f in fields(ModelConfig)}, 'vocab_size': vocab_size or codec.n_vocab})
+    if init_from.startswith('hf:'):
+        llama = Llama(init_from[3:], cfg.vocab_size)
+        if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
+            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower() if isinstance(v, bool) else v}' for k, v in wrong.items()))
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head, n_kv_head=cfg.n_kv_head,
                       ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows, zero=zero, zero_shard=zero_shard)
     micro = min(micro_rows, rows // dp)
@@ -301,7 +310,17 @@ try:
             p.rename(aside / p.name)
         say(f'the checkpoints of an earlier run were moved to {aside}')
     if init_from not in ('auto', 'scratch') and not there:
-        load(init_from, weights_only=True)
+        if init_from.startswith('hf:'):
+            error = None
+            try:
+                Checkpoint.fill(llama, llama.tensors(state()))
+            except ValueError as e:
+                error = e
+            if not everywhere(error is None):
+                raise error or ValueError(f'{init_from}: another rank cannot read it')
+            opt.loaded(0)
+        else:
+            load(init_from, weights_only=True)
         say(f'weights from {init_from}')
 except (LookupError, ValueError) as e:
     die(str(e))

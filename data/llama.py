@@ -7,8 +7,7 @@ Llama in the layout of Hugging Face: a folder with config.json and *.safetensors
 safetensors: 8 bytes of length, a JSON header {name: {dtype, shape, data_offsets}}, the raw tensors; large models are split into files
 that model.safetensors.index.json lists. Nothing is read before it is asked for, so a rank reads what its stage holds. Matrices have the
 same orientation here and there, and rotary positions pair i with i + hd/2 in both; k and v, gate and up lie in one matrix here.
-The tokenizer is not read: ids are whatever --tokenizer says. A larger vocabulary than that of config.json (special tokens), patches and frames
-keep their initialisation.
+The tokenizer is not read: ids are whatever --tokenizer says. What config.json has no weights for (special tokens behind its vocabulary, patches, frames) starts afresh.
 """
 import json, math, os
 from pathlib import Path
@@ -48,10 +47,12 @@ def model_keys(path):
                          'give the folder of a Llama (LlamaForCausalLM) in safetensors') from None
 
 class Llama:
-    """An opened folder, as a source for Checkpoint.fill: full(name) -> the tensor that our name means, in the type of the file."""
-    def __init__(self, path):
-        self.path, self.where = Path(path), {}
-        (keys, self.n_vocab), files = model_keys(path), {}
+    """An opened folder, as a source for Checkpoint.fill: full(name) -> the tensor that our name means, in the type of the file. vocab: rows of our embedding."""
+    def __init__(self, path, vocab):
+        self.path, self.where, self.vocab = Path(path), {}, vocab
+        self.keys, n_vocab = model_keys(path)
+        if n_vocab > vocab:
+            self.keys['vocab_size'] = n_vocab
         try:
             index = self.path / 'model.safetensors.index.json'
             at = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.exists() else [f.name for f in sorted(self.path.glob('*.safetensors'))]
@@ -62,7 +63,7 @@ class Llama:
                 self.where.update({k: (raw, n, f, v) for k, v in head.items() if k != '__metadata__'})
         except (OSError, ValueError, KeyError, AttributeError) as e:
             raise ValueError(f'{path}: no readable safetensors ({" ".join(str(e).split())})') from None
-        self.ours = {k: v for i in (None, *range(keys['n_layer'])) for k, v in names(i).items() if k != 'head' or not keys['tie']}
+        self.ours = {k: v for i in (None, *range(self.keys['n_layer'])) for k, v in names(i).items() if k != 'head' or not self.keys['tie']}
 
     def read(self, name):
         """A tensor under its name there."""
@@ -75,11 +76,14 @@ class Llama:
         return torch.frombuffer(bytearray(raw[n + a:n + b].tobytes()), dtype=dtype).view(v['shape'])
 
     def full(self, name):
-        kind, _, name = name.partition('/')
-        return torch.cat([self.read(f'{n}.weight') for n in self.ours[name]])
+        name = name.partition('/')[2]
+        x = torch.cat([self.read(f'{n}.weight') for n in self.ours[name]])
+        if name in ('wte', 'head') and len(x) < self.vocab:                    # new tokens begin as the mean of the old ones: neither likely nor far away
+            x = torch.cat((x.float(), x.float().mean(0, keepdim=True).expand(self.vocab - len(x), -1)))
+        return x
 
     def tensors(self, state):
-        """Of (name, Spec, tensor, start) those that the folder holds; a longer embedding or head as the part that it holds of it."""
+        """Of (name, Spec, tensor, start) those that the folder holds."""
         for name, spec, x, *start in state:
             kind, _, ours = name.partition('/')
             if kind == 'param' and ours in self.ours:

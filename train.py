@@ -47,6 +47,8 @@ block_size = 192           # positions of a row
 tokens_per_step = 3840     # global: all ranks, all microbatches
 micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
+depth = 0                  # one knob for a ladder of sizes: it sets layers, width, heads, learning rates and steps (see below); 0: off
+horizon = 5.0              # with depth: tokens per parameter of the blocks
 vocab_size = 0             # rows of embedding and head; 0: as many as the tokenizer has ids
 n_layer = 4
 n_head = 4
@@ -117,6 +119,13 @@ fp8 = ''                   # tensorwise | rowwise: the blocks' linears in 8 bits
 compile = False            # torch.compile each block
 seed = 1337
 config = configure(globals())
+
+if depth:                  # width and heads grow with the layers; what AdamW moves slows down with the root of the width, Muon's rate holds for all widths
+    n_layer, n_head, n_kv_head, n_embd, ff = depth, depth, 0, 16 * depth, 0
+    lr *= (4 / depth) ** 0.5
+    max_steps = max(1, int(horizon * 12 * n_layer * n_embd ** 2) // tokens_per_step)
+    warmup = max(1, max_steps // 20)
+    config.update({k: globals()[k] for k in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'ff', 'lr', 'max_steps', 'warmup')})
 
 # ---------------------------------------------------------------- machine
 

@@ -182,7 +182,7 @@ def train(machine, name, folder, *flags, world=1, keys=KEYS):  # noqa: F811
 
 def losses(out):
     rows = [json.loads(line) for line in open(out / 'metrics.jsonl')]
-    return [r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r]
+    return [r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r], [r['cost']['flops'] for r in rows]
 
 
 @pytest.mark.parametrize('tie', [False, True])
@@ -207,6 +207,7 @@ def test_training_goes_on_in_any_layout(machine, tmp_path, tie):  # noqa: F811
     assert all(r.code == 0 for r in many), many[0].err
     a, b = losses(one), losses(four)
     assert a[0] == pytest.approx(b[0], rel=1e-10) and a[1] == pytest.approx(b[1], rel=1e-10) and a[0][2] != a[0][0]
+    assert a[2] == pytest.approx(b[2]) and a[2][2] == pytest.approx(3 * a[2][0])   # operations are those of the whole world, and add up
     model, codec, _ = load_model(four)                                        # and the export of that layout is what one process would compute
     r = machine.run('optim_zero.py', 'export-hf', checkpoints(four)[0], tmp_path / 'four')
     assert r.code == 0, r.err

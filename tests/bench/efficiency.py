@@ -8,12 +8,12 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
 
 The baselines (config/llama_dense.py, config/llama4_style.py, tuned on a dev split: see there) train for the steps that are frozen in them; the recipe
 trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without n-gram tables (config/muse.py
-config/muse_plain.py; not more parameters than the baseline) for a tenth and a third, with them (config/muse.py) for a thirtieth and a tenth. Controls: a
+config/muse_plain.py; not more parameters than the baseline) for a tenth and a third, with them (config/muse.py) for a sixtieth, a thirtieth and a tenth. Controls: a
 count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth. Every run is train.py as a process with one thread, two at a time.
 
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
-    ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between its two runs its loss is taken to be linear in the
+    ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be linear in the
            logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
 
 The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over seeds, against
@@ -41,7 +41,7 @@ jobs = 2             # runs at a time
 configure(globals())
 
 DENSE, MOE = ['config/llama_dense.py'], ['config/llama4_style.py']
-TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3}), 'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
+TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3}), 'recipe + tables': (['config/muse.py'], {'1/60': 1 / 60, '1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
 ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu'], 'zero init': ['--zero_init=false'], 'soft-cap': ['--softcap=0.0'],
              'linear decay': ['--decay=cosine'], 'z-loss': ['--z_loss=0.0'], 'n-gram tables': ['--ngram=0']}
@@ -96,14 +96,14 @@ def ngram(corpus, order=5):
         p[n:] = np.where(known, q, p[n:])
     return -np.log(p).mean(), time.process_time() - t, len(s['train'])
 
-def at_equal_loss(target, a, b, key):
-    """Runs a and b, the smaller budget first -> (the budget with `target` loss; -1: or less, 1: more than that, 0: interpolated)."""
-    if a['loss'] <= target:
-        return a[key], -1
-    if b['loss'] > target:
-        return b[key], 1
-    x = (a['loss'] - target) / (a['loss'] - b['loss'])
-    return math.exp(math.log(a[key]) + x * math.log(b[key] / a[key])), 0
+def at_equal_loss(target, runs, key):
+    """runs: the smaller budgets first -> (the budget with `target` loss; -1: that or less, 1: more than that, 0: interpolated)."""
+    if runs[0]['loss'] <= target:
+        return runs[0][key], -1
+    for a, b in zip(runs, runs[1:]):
+        if b['loss'] <= target:
+            return math.exp(math.log(a[key]) + (a['loss'] - target) / (a['loss'] - b['loss']) * math.log(b[key] / a[key])), 0
+    return runs[-1][key], 1
 
 HEAD = f'{"budget":>8}{"loss":>9}{"seeds":>9}{"FLOPs":>11}{"CPU s":>8}{"parameters":>13}{"MB":>8}'
 
@@ -156,13 +156,13 @@ for corpus in corpora:
         show(name, share, runs)
     figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(mean(r['loss'] for r in runs), 4) for (name, share), runs in done.items()})
     for name, (_, shares) in TRACKS.items():
-        a, b = (done[name, share] for share in shares)
-        if name == 'recipe' and a[0]['params'] > done['dense', '1'][0]['params']:
+        rungs = [done[name, share] for share in shares]
+        if name == 'recipe' and rungs[0][0]['params'] > done['dense', '1'][0]['params']:
             ok = print(f'{name}: more parameters than dense') is not None
         for key, aim in (('flops', 10 if 'tables' in name else 2), ('cpu', 5 if 'tables' in name else 2)):
             against = []                                                     # (ratio, bound, baseline, by seed): of the baselines the one that is harder to beat
             for base in ('dense', 'moe')[:1 + moe]:
-                each = [(r[key] / at, side) for r, x, y in zip(done[base, '1'], a, b) for at, side in [at_equal_loss(r['loss'], x, y, key)]]
+                each = [(r[key] / at, side) for r, *x in zip(done[base, '1'], *rungs) for at, side in [at_equal_loss(r['loss'], x, key)]]
                 sides = {side for _, side in each}
                 against.append((math.exp(mean(math.log(r) for r, _ in each)), '<' if 1 in sides else '>=' if -1 in sides else '=', base, [round(r, 2) for r, _ in each]))
             ratio, bound, base, each = min(against)

@@ -499,6 +499,8 @@ class Optimizer:
         """Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping included."""
         total = 0
         for p in (p for u in self.units for p in u.params):
+            if 'ends' in p.spec.sums and self.mesh.pp.rank:                    # the tied embedding is on the first stage, too
+                continue
             size = math.prod(p.spec.shape)
             total += 16 * size
             if self.muon and p.spec.kind == 'matrix':                          # 5 iterations of a a^T, its square, and that times a; the smaller side is squared

@@ -23,7 +23,7 @@ from data.codec import Codec
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
 from parallel import forward_backward, forward_only, make_mesh, solo_mesh
-from sample import generate
+from sample import Engine
 from test_parallel import ranks
 from test_train import TERM, machine, one_line  # noqa: F401
 
@@ -131,8 +131,8 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
         text = thought[0] if thought else ''
         styles.add((bool(thought), '+' in text or '-' in text, len(text.split(',')) == p['level']))
         if thought:
-            at = rng.choice([k for k, c in enumerate(thought[0]) if c.isdigit()])
-            bad = thought[0][:at] + str((int(thought[0][at]) + rng.randint(1, 9)) % 10) + thought[0][at + 1:]
+            at = rng.choice([k for k, c in enumerate(thought[0]) if c.isalnum() and c != "x"])
+            bad = thought[0][:at] + rng.choice([c for c in '0123456789' if c != thought[0][at]]) + thought[0][at + 1:]
             r, t = task.steps(p, bad)
             spoiled += r < t
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
@@ -304,6 +304,34 @@ def test_layouts_give_the_gradient_of_one_process(kw, zero):
         for n, (dim, blocks, g) in got.items():
             part = torch.cat([want[n][1].narrow(dim, o, k) for o, k in blocks], dim) if blocks else want[n][1]
             assert torch.allclose(g, part, rtol=1e-9, atol=1e-12 * max(1e-3, float(part.abs().max()))), n
+
+
+@pytest.mark.parametrize('temperature', [0.7, 1.0])
+def test_the_sampler_says_what_the_trainer_says(temperature):
+    """
+    log-probabilities of the policy (temperature 1, whatever it was drawn at), of prompts of different lengths in one batch, as the trainer has
+    them: alone in a row that it fills (no padding), first in a longer row (padding on the right), last behind others. float64.
+    """
+    model, = build(ModelConfig(**CFG, image=False, audio=False), solo_mesh(), 5)
+    engine = Engine(model.double().eval(), codec, rows=4)
+    prompts = [codec.encode([('ids', [codec.sp['user']], 0), ('text', 'q' * n, 0), ('ids', [codec.sp['assistant']], 0)]) for n in (1, 9, 4, 2, 6)]
+    rows = [engine.add(p, index=i, seed=3, max_new=12 + i, temperature=temperature) for i, p in enumerate(prompts)]
+    engine.run()
+    rolls = [dict(doc=r.result['doc'], first=len(p['ids']), w=np.array(r.w, np.uint8)) for r, p in zip(rows, prompts)]
+    sizes = [len(o['w']) for o in rolls]
+    def trainer(some, T):
+        (b, where), = rl.pack(some, T, 1, solo_mesh(), codec)
+        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
+        said = forward_only([model], b, solo_mesh(), (1, T, 32), torch.float64, 'cpu')['txt_each'].numpy()
+        seen = np.full(sum(len(o['w']) for o in some), np.nan)
+        seen[where[where >= 0]] = -said[where >= 0]
+        return seen
+    for i, (o, r) in enumerate(zip(rolls, rows)):
+        n = len(o['doc']['ids']) - 1
+        for got in (trainer([o], n), trainer([o], n + 20), np.split(trainer(rolls, 150), np.cumsum(sizes))[i]):
+            np.testing.assert_allclose(got[o['w'] > 0], np.array(r.logp)[o['w'] > 0], rtol=1e-9, atol=1e-12)
+    drawn = np.concatenate([(np.array(r.logq) - np.array(r.logp))[np.array(r.w) > 0] for r in rows])
+    assert 0 < drawn.min() < drawn.max() < 0.05 if temperature == 1 else np.abs(drawn).max() > 0.2      # 1: but for ids that grammar excludes
 
 
 # ---------------------------------------------------------------- guards

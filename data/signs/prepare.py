@@ -3,10 +3,10 @@ Warm start for `signs` (see task.py): thoughts that show the arithmetic, the for
 
     python data/signs/prepare.py                        # about 5 s; train.py does it by itself
 
-    <user>3,4,2=5<assistant><think>3+7+9x3+7-5</think>+-<eot>      careful: signs and values
-    <user>3,4,2=5<assistant><think>79x75</think>+-<eot>            brief: values alone, half as long
-    <user>3,4,2=5<assistant><think>79x</think>-+<eot>              gave up after a miss: the answer is a guess, right or wrong
-    <user>3,4,2=5<assistant>-+<eot>                                no thought: a guess
+    <user>3,9,2=r<assistant><think>3+c+ex3-p+r</think>-+<eot>      careful: signs and values
+    <user>3,9,2=r<assistant><think>cexpr</think>-+<eot>            brief: values alone, half as long
+    <user>3,9,2=r<assistant><think>cex</think>-+<eot>              gave up after a miss: the answer is a guess, right or wrong
+    <user>3,9,2=r<assistant>-+<eot>                                no thought: a guess
 
 Attempts are drawn at random, so some come twice. Most documents are impatient (after a miss they give up half of the time), some are
 patient, so that long thoughts were seen. Training documents are about training problems only, validation documents about held-out ones.
@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
 from data.loader import shard_dir, write_shards
-from data.signs.task import problem
+from data.signs.task import M, VALUES, problem
 from data.source import guard
 
 n_train = 60000  # documents
 n_val = 1500
 seed = 0
-levels = '2:1+3:3+4:2+5:2'  # digits and how often
+levels = '2:1+3:2+4:2+5:2+6:2+7:2+8:2+9:1'  # digits and how often
 direct = 0.08  # part of the documents without a thought
 brief = 0.4  # of the others: values alone
 patient = 0.3  # of the others: give up rarely
@@ -38,8 +38,8 @@ def attempt(p, signs, style):
     """-> (text, does it hit)."""
     v, text = p['digits'][0], str(p['digits'][0]) if style == 'careful' else ''
     for d, s in zip(p['digits'][1:], signs):
-        v = (v + d if s == '+' else v - d) % 10
-        text += (s if style == 'careful' else '') + str(v)
+        v = (v + d if s == '+' else v - d) % M
+        text += (s if style == 'careful' else '') + VALUES[v]
     return text, v == p['target']
 
 def think(p, rng, style, stop):

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from PIL import Image
 from data.codec import BadInput, Codec, load_audio, load_image, mel, save_wav, to_uint8, unmel, unpatchify
 from data.loader import loc_rc
+from data.tools import call, check
 from model import D, Decoder, ModelConfig, build
 from optim_zero import Checkpoint, checkpoints
 from parallel import check_layout, make_mesh, start_world
@@ -145,8 +146,10 @@ TEXT, HEIGHT, WIDTH, PICTURE, SOUND = range(5)          # where grammar stands: 
 
 class Row:
     """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or inserted; logp, logq) and where grammar stands."""
-    def __init__(self, codec, prompt, then=(), *, index=0, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop=(), on_end=None):
+    def __init__(self, codec, prompt, then=(), *, index=0, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop=(), on_end=None,
+                 ctx=None):
         self.codec, self.prompt, self.then, self.index, self.left, self.on_end = codec, prompt, then, index, max_new, on_end
+        self.ctx, stop = ctx, stop if ctx is None else (codec.sp['/tool'], *stop)
         self.knobs, self.key = (temperature, top_k or codec.n_vocab, top_p if top_p < 1 else 2), bits(seed % 2 ** 64, index)
         self.stop, self.waits, self.result = {codec.sp['eot'], *stop}, False, None
         self.ids, self.w, self.logp, self.logq = [], [], [], []
@@ -222,13 +225,15 @@ class Engine:
       guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
       blind    payloads of prompts are replaced by zeros (the control of every skill)
       on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes on;
-               'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on
+               'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default: the
+               tools of rows with a ctx, by agent_step()
       stream   stream(row, id), for each new id
     Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
     def __init__(self, model, codec, *, rows=64, guide=1.0, unprompted=None, flow_steps=20, noise=0.75, max_patches=64, blind=False,
                  on_stop=None, stream=None):
-        self.model, self.codec, self.most, self.blind, self.on_stop, self.stream = model, codec, rows, blind, on_stop, stream
+        self.model, self.codec, self.most, self.blind, self.stream = model, codec, rows, blind, stream
+        self.on_stop = on_stop or (lambda row: agent_step(self, row))
         self.flow, self.noise, self.max_patches = (flow_steps, guide), noise, max_patches
         self.twin = [dict(unprompted)] if guide != 1 and unprompted is not None else []
         self.dec, self.waiting, self.rows = Decoder(model), deque(), []          # ... requests, rows
@@ -248,7 +253,8 @@ class Engine:
     def add(self, prompt, then=(), **options):
         """
         prompt: encoded document, the same object is read once for all; then: a document that goes on from it. Options: max_new (positions
-        chosen or forced), temperature (0: greedy), top_k (0: off), top_p, stop (ids), seed, index (random numbers are theirs), on_end. -> Row
+        chosen or forced), temperature (0: greedy), top_k (0: off), top_p, stop (ids), seed, index (random numbers are theirs), on_end, ctx
+        (what its tools may use: agent_step). -> Row
         """
         if not len(prompt['ids']):
             raise ValueError('the prompt is empty: it needs at least one position')
@@ -483,7 +489,7 @@ class Engine:
         for r, i in zip(rows, ids):
             if self.stream:
                 self.stream(r, i)
-            said = self.on_stop(r) if i in r.stop and r.left and self.on_stop else None
+            said = self.on_stop(r) if i in r.stop and r.left else None
             if not r.left or i in r.stop and said is None:
                 self.end(r)
             elif i in r.stop:
@@ -494,14 +500,15 @@ class Engine:
 
 
 def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75,
-             max_patches=64, batch=64, blind=False, unprompted=None, stream=None):
+             max_patches=64, batch=64, blind=False, unprompted=None, stream=None, ctx=None):
     """
     prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time; the
-    same object several times is read once. stream(number of the prompt, id). The rest as in Engine and Engine.add.
+    same object several times is read once. stream(number of the prompt, id); ctx: of the tools of each. The rest as in Engine and Engine.add.
     """
     engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise, max_patches=max_patches,
                     blind=blind, stream=stream and (lambda row, i: stream(row.index, i)))
-    rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p) for i, p in enumerate(prompts)]
+    rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, ctx=ctx and dict(ctx))
+            for i, p in enumerate(prompts)]
     engine.run()
     return [r.result for r in rows]
 
@@ -538,6 +545,94 @@ def follow_up(codec, doc, segments):
     e = codec.encode([('ids', [sp['eoa']] * (r.mode == SOUND) + [sp['eot']] * int(ids[n - 1] != sp['eot']), 0), *segments])
     cut = dict(ids=n, w=n, **dict.fromkeys(('patches', 'rc'), len(doc['rc']) - int((ids[n:] == sp['img']).sum())), frames=len(doc['frames']))
     return {k: np.concatenate([doc[k][:cut[k]], e[k]]) for k in e}
+
+
+# ---------------------------------------------------------------- tools and agents
+
+def report(codec, ids):
+    """What an agent has to say, str: its last <report>, else what stands behind its last thought or tool; nothing inside of one."""
+    sp = codec.sp
+    said = [i for i in ids if not sp['r0'] <= i <= sp['r7'] and i not in [sp[k] for k in ('eot', 'img', 'aud', 'agent', '/report')]]
+    ends = {sp[k]: k for k in ('think', '/think', 'tool', '/out', 'report')}
+    at = max((k for k, i in enumerate(said) if i in ends), default=-1)
+    return '' if at >= 0 and ends[said[at]] in ('think', 'tool') else codec.untext(said[at + 1:]).strip()
+
+
+def agent_step(engine, row):
+    """
+    What stands between <tool> and </tool> in a row with a ctx is run (data/tools.py), by the first rank of its model for all, and the result
+    goes between <out> and </out>. ground, draw and spawn ask the model itself: by new requests to this engine, for which the row waits. Random
+    numbers of a request are a hash of its parent's, of position and place. ctx may also have
+        max_new   positions of a sub-agent (256)
+        room      positions of the whole document: results that do not fit are left out, and the row ends where it is full
+    Sub-agents share the row's pictures and `tokens`: n of them get an nth part each, of which those that may have agents themselves keep half
+    for these; what is left comes back.
+    """
+    c, sp, ctx, mesh, said, asked = engine.codec, engine.codec.sp, row.ctx, engine.model.mesh, [], []
+    if ctx is None or row.ids[-1] != sp['/tool']:
+        return None
+    ids = [*row.prompt['ids'].tolist(), *row.ids[:-1]]
+    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=-1)
+    text, tokens = c.untext(ids[last + 1:]) if last >= 0 and ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
+    small = lambda k: load_image(Image.fromarray(ctx['images'][k]), engine.max_patches, c.n_loc - 1)
+
+    def ask(document, **options):
+        asked.append((document, options))
+        return [r.result for r in said]
+
+    def ground(query, image):
+        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)[:1]
+        keep = [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])]
+        return [('ids', keep, 0)]
+
+    def draw(prompt):
+        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)[:1]
+        check(made['images'], 'nothing was drawn')
+        return made['images'][0]
+
+    def spawn(tasks):
+        share, deep = tokens // len(tasks), ctx['depth'] > 1
+        own = min(-(-share // 2) if deep else share, ctx.get('max_new', 256))
+        check(share, f'{tokens} tokens are left, too few for {len(tasks)} agents')
+        pictures = [small(k) for k in range(len(ctx.get('images', ())))]
+        for t in tasks:
+            ask([*turn(c, t, pictures), ('ids', [sp['agent']], 0)], max_new=own, ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
+        return [report(c, r.result['ids']) for r in said]
+
+    more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
+
+    def answer():
+        """The call: once to see what it asks the model (what it returns is of no use then), once more with the answers."""
+        asked.clear()
+        box = [(call(text, {**ctx, **more}), asked) if mesh.tp.rank == mesh.pp.rank == 0 else None]
+        for g in (mesh.tp, mesh.pp):
+            if g.size > 1:
+                dist.broadcast_object_list(box, g.ranks[0], group=g.pg)
+        result, asked[:] = box[0]
+        for out in (result, [('text', 'error: no room for the result', 0)]):
+            out = [('ids', [sp['out']], 0), *out, ('ids', [sp['/out']], 0)]
+            free = ctx.get('room', 1 << 30) - len(ids) - 1 - len(c.encode(out)['ids'])
+            if free > 0:
+                row.left = min(row.left, free)
+                return out
+
+    def back(_):
+        if all(r.result for r in said):
+            for r in said if 'tokens' in ctx else ():
+                ctx['tokens'] += r.left + r.ctx['tokens'] if r.ctx else 0
+            out = answer()
+            engine.insert(row, out) if out else engine.end(row)
+
+    out = answer()
+    if not asked:
+        return out
+    (t, k, p), at = row.knobs, 64 * len(ids)
+    for j, (document, options) in enumerate(asked):
+        if options.get('ctx'):
+            ctx['tokens'] -= options['max_new'] + options['ctx']['tokens']
+        said.append(engine.add(c.encode(document), **{**dict(temperature=t, top_k=k, top_p=p), **options}, seed=int(row.key[0]), index=at + j,
+                               on_end=back))
+    return 'wait'
 
 
 # ---------------------------------------------------------------- command line

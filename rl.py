@@ -30,7 +30,7 @@ from sample import Engine, turn
 init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
 out_dir = 'out-rl-signs'   # checkpoints, metrics.jsonl
 eval_every = 20            # steps; 0: only before and after
-eval_problems = 64         # distinct ones of each part
+eval_problems = 64         # distinct ones; of the harder levels half as many
 last_problems = 256        # the same before and after
 eval_samples = 32          # of each
 save_every = 50            # steps; 0: only at the end
@@ -307,9 +307,9 @@ def sync():
 
 def rollout(encoded, ctxs, number):
     """
-    Encoded prompts, and for each what its tools may use (or None) -> for each dict(ids: what came after it; for each of them logp:
-    log-probability under the policy, logq: under what it was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>; doc: prompt and all
-    of that, encoded). The one place that knows the engine. Each rank takes its share; random numbers depend on (seed, number, place in the
+    Encoded prompts, and for each what its tools may use (or None) -> for each dict(ids: what came after it; for each of them logp: its
+    log-probability under the policy, logq: under what it was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>; doc: prompt
+    and all of it). The one place that knows the engine. Each rank takes its share; random numbers depend on (seed, number, place in the
     list) alone; every rank gets all of them. The same prompt again is read once.
     """
     sync()
@@ -328,8 +328,8 @@ def rollout(encoded, ctxs, number):
 
 def split(ids):
     """
-    What came after a prompt -> thought, answer: what stands before the last </think> or </out>, and behind it; no answer in an open thought or
-    call.
+    What came after a prompt -> thought, answer: what stands before the last </think> or </out>, and behind it; no answer in an open thought
+    or call.
     """
     sp, ids = codec.sp, [i for i in ids if i not in [codec.sp[k] for k in ('eot', 'img', 'aud')]]
     marks = [k for k, i in enumerate(ids) if i in [sp[m] for m in ('think', '/think', 'tool', '/tool', '/out')]]
@@ -364,11 +364,11 @@ def figures(groups):
 
 def evaluate(n):
     """
-    n held-out problems of the trained levels ('held') and of harder ones, which are never trained on -> their figures, with pass@k by the
+    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the
     second verifier; always the same problems and random numbers. canary: rewards for problems without a solution.
     """
     out = {}
-    for number, part, ls in ((0, 'held', trained), (1, 'harder', beyond)):
+    for number, part, ls, n in ((0, 'held', trained, n), (1, 'harder', beyond, -(-n // 2))):
         if not ls:
             continue
         ps = {p['question']: p for p in (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))}             # distinct
@@ -522,8 +522,9 @@ if plot and master:
     drawn = dict(zip([0, *sorted(steps)], np.cumsum([0] + [steps[k]['tokens'] for k in sorted(steps)]).tolist()))
     parts = [x for x in ('held', 'harder') if any(x in v['val'] for v in vals.values())]
     curve = lambda of, part, key: [(drawn[k] if of else k, vals[k]['val'][part][key]) for k in sorted(vals)]
+    ks = [k for k in (1, 4, 16) if k <= eval_samples]
     save_plot(Path(out_dir) / 'curves.png', [
-        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(True, x, f'pass{k}') for x in parts for k in (1, 4, 16) if k <= eval_samples}),
+        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(True, x, f'pass{k}') for x in parts for k in ks}),
         ('tokens of a rollout', 'step', False, {x: curve(False, x, 'length') for x in parts}),
         *((k, 'step', False, {'training': [(n, steps[n][k]) for n in sorted(steps)]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

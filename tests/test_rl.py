@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from data.codec import Codec
+from data.tools import call
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
 from parallel import forward_backward, forward_only, make_mesh, solo_mesh
@@ -29,7 +30,8 @@ from test_train import TERM, machine, one_line  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 codec = Codec('bytes')
-TASKS = ('signs', 'countdown', 'chain')
+THINK, TOOLS = ('signs', 'countdown', 'chain'), ('pytool', 'lookup', 'peek', 'point', 'spawn')
+TASKS = THINK + TOOLS
 
 
 def functions(script, *names):
@@ -56,6 +58,18 @@ def candidates(task, p, rng):
         return [''.join(s) for n in (p['level'] - 2, p['level'] - 1, p['level']) for s in product('+-', repeat=n)]
     if task.NAME == 'chain':
         return [str(v) for v in range(-3, 103)] + [f'0{v}' for v in range(10)]
+    if task.NAME == 'pytool':
+        n = p['product'] or 10 ** 5
+        return [str(n + d) for d in range(-9, 10)] + [f'0{n}', f'+{n}', f'{n}.0', f'{n}*1', str(n * 10), str(n)[:-1]]
+    if task.NAME == 'lookup':
+        return [str(v) for v in range(95, 1005)] + ['0100', '+204']
+    if task.NAME == 'peek':
+        return [str(v) for v in range(-1, 11)] + ['07']
+    if task.NAME == 'spawn':
+        v = p['values'] or [1, 2]
+        return [','.join(map(str, x)) for x in (v, v[::-1], v[1:], v + v[:1], [(n + 1) % 100 for n in v])] + [' '.join(map(str, v)), '07']
+    if task.NAME == 'point':
+        return [f'<point><{x}><{y}>' for x in range(0, 66, 3) for y in range(1, 66, 3)] + ['<point><5>', '<box><5><5>']
     out = []
     for _ in range(60):
         s = ''
@@ -108,14 +122,18 @@ def test_splits_have_no_problem_in_common(task):
     def key(p):
         if task.NAME == 'signs':
             return p['digits'][0], *sorted(p['digits'][1:]), p['target']
-        return (*sorted(p['numbers']), p['target']) if task.NAME == 'countdown' else p['question']
+        if task.NAME == 'pytool':
+            return tuple(sorted(p['question'][:-1].split('*')))
+        return {'countdown': lambda: (*sorted(p['numbers']), p['target']), 'peek': lambda: (p['images'][0] > 16).tobytes(),
+                'point': lambda: str(sorted(p['boxes']))}.get(task.NAME, lambda: p['question'])()
     for level in list(task.LEVELS)[1:3]:
         train, held = ({key(task.problem(i, level, s)) for i in range(400)} for s in ('train', 'held'))
-        assert not train & held and task.problem(3, level) == task.problem(3, level) != task.problem(4, level)
+        assert not train & held and key(task.problem(3, level)) == key(task.problem(3, level)) != key(task.problem(4, level))
     if task.NAME == 'signs':
         assert len({task.problem(i, 3, 'held')['question'] for i in range(8 * 256)}) >= 256
 
 
+@pytest.mark.parametrize('task', [import_module(f'data.{n}.task') for n in THINK], ids=THINK)
 def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task):
     """Every step counts as right; one wrong character makes some step wrong; validation documents are about held-out problems."""
     prepare, rng = import_module(f'data.{task.NAME}.prepare'), random.Random(0)
@@ -136,6 +154,43 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
             r, t = task.steps(p, bad)
             spoiled += r < t
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_what_the_warm_start_reads_is_what_the_tools_say(name):
+    """The calls that a problem needs, run, give what the documents of the warm start have between <out> and </out>, and end in the answer."""
+    task, prepare = (import_module(f'data.{name}.{m}') for m in ('task', 'prepare'))
+    p = task.problem(3, level := list(task.LEVELS)[1])
+    calls = {'pytool': lambda: [task.call(p)], 'lookup': lambda: task.calls(p), 'peek': lambda: [task.call(p['place'])],
+             'spawn': lambda: [task.call(p)], 'point': list}[name]()
+    agents = dict(spawn=lambda tasks: [str(task.values(t)[-1]) for t in tasks]) if name == 'spawn' else {}
+    said = [call(c, {**p['ctx'], **agents}) for c in calls]
+    thought = ''.join(f'<tool>{c}</tool><out></out>' for c in calls)
+    assert task.steps(p, thought) == (len(calls), len(calls)) and task.steps(p, thought.replace('"', "'"))[0] == 0
+    if name == 'pytool':
+        refused = said[0][0][1].startswith('python: no sandbox')
+        assert said == [[('text', f'{p["product"]}\n', 0)]] or refused
+    if name == 'spawn':
+        assert said == [[('text', '\n'.join(f'{k}. {v}' for k, v in enumerate(p['values'], 1)), 0)]]
+    if name == 'lookup':
+        world = {**task.links(random.Random(f'lookup/3/{level}/train').randrange(task.WORLDS), 'train')}
+        heads = [f'{p["path"][0]}.txt: '] + ['1  '] * level
+        assert said == [[('text', head + task.text(n, world), 0)] for head, n in zip(heads, p['path'])]
+    if name == 'peek':
+        (_, crop, _, box), = said[0]
+        assert (crop == p['ctx']['images'][0][tuple(slice(8 * k, 8 * k + 8) for k in p['place'])]).all() and box[1] == p['place'][0] / 16
+        other = [task._make(random.Random(0), ['red', 'blue'], [d, 9 - d], [(3, 4), (9, 9)])['images'][0] for d in range(10)]
+        assert all((o == other[0]).all() for o in other)      # without a look nothing shows which digits they are
+    for i in range(40):
+        doc = codec.encode(prepare.document(i, ('train', 'val')[i % 2], codec))
+        said = codec.untext(doc['ids'])
+        assert said.endswith('<eot>') and said.count('<tool>') == said.count('</out>') and len(doc['ids']) < 300
+        if name == 'spawn' and '<agent>' in said:             # an agent has room for one sum
+            assert (doc['w'] > 0).sum() <= task.AGENT
+        inside = 0
+        for t, w in zip(doc['ids'].tolist(), doc['w'].tolist()):
+            inside += (t == codec.sp['out']) - (t == codec.sp['/out'])
+            assert not (inside and w)                         # what a tool said is not learned
 
 
 # ---------------------------------------------------------------- the formulas

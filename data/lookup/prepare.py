@@ -45,7 +45,8 @@ def document(i, split, codec):
         upto = rng.randint(1, level)
     for k, call in enumerate(calls(dict(path=path))[:upto]):
         said = (f'{path[0]}.txt: ' if k == 0 else '1  ') + text(path[k], world)
-        doc += [('ids', [sp['tool']]), ('text', call), ('ids', [sp['/tool']]), ('ids', [sp['out']], 0), ('text', said, 0), ('ids', [sp['/out']], 0)]
+        doc += [('ids', [sp['tool']]), ('text', call), ('ids', [sp['/tool']]), ('ids', [sp['out']], 0), ('text', said, 0),
+                ('ids', [sp['/out']], 0)]
     return doc + [('text', str(world[path[upto - 1]][0])), ('ids', [sp['eot']])]
 
 if __name__ == '__main__':

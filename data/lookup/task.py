@@ -67,6 +67,8 @@ def verify(p, answer):
 def judge(p, answer):
     """The same by another way, for evaluation: reads the documents, from where the question begins."""
     try:
+        if not re.fullmatch('[0-9]{3}', answer, re.ASCII):
+            return 0.0
         name, n = p['question'].rstrip('>'), p['question'].count('>') + 1
         for _ in range(n):
             with open(os.path.join(p['ctx']['documents'], f'{name}.txt')) as f:

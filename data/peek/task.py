@@ -61,11 +61,13 @@ def verify(p, answer):
 def judge(p, answer):
     """The same by another way, for evaluation: reads the original picture."""
     try:
+        if not re.fullmatch('[0-9]', answer, re.ASCII):
+            return 0.0
         lit = (p['ctx']['images'][0] > DARK) == np.array(COLOURS[p['question'][:-1]], bool)
         lit = lit.all(2) & (p['ctx']['images'][0] > DARK).any(2)
         (y, x), g = np.argwhere(lit).min(0), lit[lit.any(1)][:, lit.any(0)]
         found = [d for d in range(10) if (lit[y:y + 5, x:x + 3].shape == (5, 3) and (lit[y:y + 5, x:x + 3] == glyph(d)).all())]
-        return float(re.fullmatch('[0-9]', answer, re.ASCII) is not None and found == [int(answer)] and g.shape[0] == 5)
+        return float(found == [int(answer)] and g.shape[0] == 5)
     except Exception:
         return 0.0
 

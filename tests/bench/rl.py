@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.plot import save_plot
+from optim_zero import Checkpoint, checkpoints
 
 seeds = 1
 phases = False
@@ -40,6 +41,11 @@ def run(*args):
     if r.returncode:
         sys.exit(f'{" ".join(args)}\n{r.stdout[-2000:]}{r.stderr[-2000:]}')
     return r.stdout
+
+
+def warm_start(where):
+    run('train.py', 'config/sft_signs.py', f'--out_dir={Path(where) / "sft"}')          # goes on, or has nothing to do
+    return Path(where) / 'sft'
 
 
 def read(out):
@@ -60,9 +66,7 @@ def line(points):
 
 
 def curves(where):
-    warm = Path(where) / 'sft'
-    said = [run('train.py', 'config/sft_signs.py', f'--out_dir={warm}')] if not warm.exists() else []
-    rows, panel, each = [], {}, []
+    warm, rows, panel, each = warm_start(where), [], {}, []
     print(f'{"seed":>5s} {"":16s} {"before":>7s} {"after":>7s} {"R^2":>6s} {"of the rest":>11s}   (before, after: all problems; line: the curve)')
     for seed in range(first, first + seeds):
         out = Path(where) / f'rl-{seed}'
@@ -90,9 +94,43 @@ def curves(where):
     return dict(bench='rl', ok=all(r['ok'] for r in rows), runs=rows)
 
 
+def three_phases(where):
+    """config/rl_phases.py beside the same with lam=0. Lengths: of all rollouts on held-out problems of all levels, early and late ones."""
+    warm, both = warm_start(where), {}
+    for name, more in (('penalty', []), ('control', ['--lam=0'])):
+        out = Path(where) / f'phases-{name}'
+        run('rl.py', 'config/rl_phases.py', f'--init_from={warm}', f'--out_dir={out}', *more, *flags.split())
+        evals, steps = read(out)
+        third = Checkpoint(checkpoints(out)[0]).meta['config']['more_at']
+        both[name] = [(s, (v['held']['length'] + v['harder']['length']) / 2, v['held']['pass1'], v['harder']['pass1']) for s, _, v in evals]
+    print(f'{"":8s} {"step":>5s} {"length":>7s} {"pass@1":>7s} {"of the late levels":>18s}')
+    for name, points in both.items():
+        for p in points:
+            print(f'{name:8s} {p[0]:5d} {p[1]:7.1f} {p[2]:7.3f} {p[3]:18.3f}')
+    points = both['penalty']
+    start, early, late = points[0], [p for p in points if p[0] <= third], [p for p in points if p[0] > third]
+    peak = max(early, key=lambda p: p[1])
+    trough = min((p for p in early if p[0] >= peak[0]), key=lambda p: p[1])
+    again = max(late, key=lambda p: p[1])
+    at = dict(start=start, peak=peak, trough=trough, again=again)
+    control = {k: next(p for p in both['control'] if p[0] == v[0]) for k, v in at.items()}
+    ok = dict(grows=peak[1] >= 1.3 * start[1], shrinks=trough[1] <= 0.8 * peak[1] and trough[2] >= peak[2] - 0.01,
+              grows_again=again[1] >= 1.1 * trough[1] and again[3] > trough[3])
+    for k, p in at.items():
+        print(f'{k:8s} step {p[0]:4d}: length {p[1]:5.1f} (control {control[k][1]:5.1f}), pass@1 {p[2]:.3f} ({control[k][2]:.3f}), '
+              f'of the late levels {p[3]:.3f} ({control[k][3]:.3f})')
+    save_plot(Path(where) / 'phases.png', [
+        ('tokens of a rollout, held-out, all levels', 'step', False, {k: [(p[0], p[1]) for p in v] for k, v in both.items()}),
+        ('pass@1, held-out', 'step', False, {f'{k}, {n} levels': [(p[0], p[i]) for p in v] for k, v in both.items()
+                                             for i, n in ((2, 'early'), (3, 'late'))})])
+    print(f'{Path(where) / "phases.png"}; ' + ', '.join(f'{k}: {v}' for k, v in ok.items()))
+    return dict(bench='rl', ok=all(ok.values()), **ok, at={k: [round(x, 4) for x in p] for k, p in at.items()},
+                control={k: [round(x, 4) for x in p] for k, p in control.items()})
+
+
 with tempfile.TemporaryDirectory() as temporary:
     where = dir or temporary
     os.makedirs(where, exist_ok=True)
-    result = curves(where)
+    result = three_phases(where) if phases else curves(where)
 print(json.dumps(result))
 sys.exit(not result['ok'])

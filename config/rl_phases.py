@@ -1,6 +1,7 @@
 """
-RL on `signs`: thoughts grow, are compressed, and grow again. First 3 digits: more attempts solve more. When most are solved, what a right answer cost
-is taken off its reward: thoughts say less per attempt. Then 5 digits come in, which that way of thinking is not enough for.
+RL on `signs`: thoughts grow, are compressed, and grow again. First 3 digits: more attempts solve more. When most are solved, what a right
+answer cost is taken off its reward: thoughts leave out what need not be said. Then 5 digits come in, which that way of thinking is not
+enough for.
 
     python train.py config/sft_signs.py          first
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control

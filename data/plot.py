@@ -20,8 +20,9 @@ def ticks(low, high, log):
 
 def save_plot(path, panels, columns=2):
     """
-    panels: (title, name of x, x on a logarithmic scale, {label: [(x, y)]}) of each; points are joined in order, those that are not finite, or
-    not above 0 on a logarithmic scale, left out; labels that begin with '-' are drawn thin, without marks and without a place in the legend.
+    panels: (title, name of x, x on a logarithmic scale, {label: [(x, y)]}) of each; points are joined in order, those that are not
+    finite, or not above 0 on a logarithmic scale, left out; labels that begin with '-' are drawn thin, without marks and without a place
+    in the legend.
     """
     picture = Image.new('RGB', (WIDTH * min(columns, len(panels)), HEIGHT * -(-len(panels) // columns)), 'white')
     d = ImageDraw.Draw(picture)

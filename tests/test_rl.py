@@ -24,7 +24,7 @@ from data.tools import call
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
 from parallel import forward_backward, forward_only, make_mesh, solo_mesh
-from sample import Engine
+from sample import Engine, turn
 from test_parallel import ranks
 from test_train import TERM, machine, one_line  # noqa: F401
 
@@ -42,7 +42,8 @@ def functions(script, *names):
     return SimpleNamespace(**{n: space[n] for n in names})
 
 
-rl = functions('rl.py', 'advantages', 'coefficients', 'pass_at', 'repeated', 'alarms', 'pack')
+rl = functions('rl.py', 'advantages', 'coefficients', 'pass_at', 'repeated', 'alarms', 'pack', 'split')
+rl.split.__globals__['codec'] = codec
 
 
 # ---------------------------------------------------------------- tasks
@@ -147,7 +148,7 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
         if task.NAME == 'chain' or (thought and not thought[0].endswith('x')):
             assert task.verify(p, answer) == 1
         text = thought[0] if thought else ''
-        styles.add((bool(thought), '+' in text or '-' in text, len(text.split(',')) == p['level']))
+        styles.add((bool(thought), '=' in text, len(text.split(',')) == p['level']))
         if thought:
             at = rng.choice([k for k, c in enumerate(thought[0]) if c.isalnum() and c != "x"])
             bad = thought[0][:at] + rng.choice([c for c in '0123456789' if c != thought[0][at]]) + thought[0][at + 1:]
@@ -158,7 +159,7 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
 
 @pytest.mark.parametrize('name', TOOLS)
 def test_what_the_warm_start_reads_is_what_the_tools_say(name):
-    """The calls that a problem needs, run, give what the documents of the warm start have between <out> and </out>, and end in the answer."""
+    """The calls that a problem needs, run, give what the documents of the warm start have between <out> and </out>."""
     task, prepare = (import_module(f'data.{name}.{m}') for m in ('task', 'prepare'))
     p = task.problem(3, level := list(task.LEVELS)[1])
     calls = {'pytool': lambda: [task.call(p)], 'lookup': lambda: task.calls(p), 'peek': lambda: [task.call(p['place'])],
@@ -191,6 +192,18 @@ def test_what_the_warm_start_reads_is_what_the_tools_say(name):
         for t, w in zip(doc['ids'].tolist(), doc['w'].tolist()):
             inside += (t == codec.sp['out']) - (t == codec.sp['/out'])
             assert not (inside and w)                         # what a tool said is not learned
+
+
+@pytest.mark.parametrize('said, thought, answer', [
+    ('+-', '', '+-'), ('<think>3+4</think>+-', '3+4', '+-'), ('<think>3+4', '3+4', ''), ('+-<think>', '+-', ''),
+    ('<tool>f{}</tool><out>7</out>7', '<tool>f{}</tool><out>7', '7'), ('<tool>f{}</tool>', '<tool>f{}</tool>', ''),
+    ('5<tool>f{}', '5<tool>f{}', ''), ('<think>a</think>1<think>b</think>2', 'a</think>1b', '2'),
+    ('<think>a<tool>f{}</tool><out>7</out>b</think>8', 'a<tool>f{}</tool><out>7</out>b', '8'),
+    ('<tool>f{}</tool><out>7</out><think>7', '<tool>f{}</tool><out>7</out>7', ''), ('', '', '')])
+def test_the_answer_is_what_stands_behind_the_last_thought_or_result(said, thought, answer):
+    """An open thought or call has none."""
+    ids = [i for t in re.split('(</?[a-z]+>)', said) for i in ([codec.sp[t[1:-1]]] if t[:1] == '<' else codec.text(t))]
+    assert rl.split(ids) == rl.split([*ids, codec.sp['eot']]) == (thought, answer)
 
 
 # ---------------------------------------------------------------- the formulas
@@ -364,12 +377,12 @@ def test_layouts_give_the_gradient_of_one_process(kw, zero):
 @pytest.mark.parametrize('temperature', [0.7, 1.0])
 def test_the_sampler_says_what_the_trainer_says(temperature):
     """
-    log-probabilities of the policy (temperature 1, whatever it was drawn at), of prompts of different lengths in one batch, as the trainer has
-    them: alone in a row that it fills (no padding), first in a longer row (padding on the right), last behind others. float64.
+    log-probabilities of the policy (temperature 1, whatever it was drawn at), of prompts of different lengths in one batch, as the trainer
+    has them: alone in a row that it fills (no padding), first in a longer row (padding on the right), last behind others. float64.
     """
     model, = build(ModelConfig(**CFG, image=False, audio=False), solo_mesh(), 5)
     engine = Engine(model.double().eval(), codec, rows=4)
-    prompts = [codec.encode([('ids', [codec.sp['user']], 0), ('text', 'q' * n, 0), ('ids', [codec.sp['assistant']], 0)]) for n in (1, 9, 4, 2, 6)]
+    prompts = [codec.encode(turn(codec, 'q' * n)) for n in (1, 9, 4, 2, 6)]
     rows = [engine.add(p, index=i, seed=3, max_new=12 + i, temperature=temperature) for i, p in enumerate(prompts)]
     engine.run()
     rolls = [dict(doc=r.result['doc'], first=len(p['ids']), w=np.array(r.w, np.uint8)) for r, p in zip(rows, prompts)]
@@ -386,7 +399,7 @@ def test_the_sampler_says_what_the_trainer_says(temperature):
         for got in (trainer([o], n), trainer([o], n + 20), np.split(trainer(rolls, 150), np.cumsum(sizes))[i]):
             np.testing.assert_allclose(got[o['w'] > 0], np.array(r.logp)[o['w'] > 0], rtol=1e-9, atol=1e-12)
     drawn = np.concatenate([(np.array(r.logq) - np.array(r.logp))[np.array(r.w) > 0] for r in rows])
-    assert 0 < drawn.min() < drawn.max() < 0.05 if temperature == 1 else np.abs(drawn).max() > 0.2      # 1: but for ids that grammar excludes
+    assert 0 < drawn.min() < drawn.max() < 0.05 if temperature == 1 else np.abs(drawn).max() > 0.2     # 1: grammar excludes some
 
 
 # ---------------------------------------------------------------- guards

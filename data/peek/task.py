@@ -6,8 +6,8 @@ peek: which digit is it? The picture is too coarse to read it, and says only whe
     p = problem(7, 2)                          # number 7 of level 2 (digits in the picture, each of another colour), from the training part
     score = verify(p, '7')                     # 1.0 or 0.0
 
-The original has 128 x 128 pixels: digits of 3 x 5 pixels, each somewhere in a cell of 8 x 8. The prompt shows it at an eighth, one pixel a cell,
-and every digit is as bright as gives its cell the same mean: so the coarse picture is the same whatever the digits are, and without
+The original has 128 x 128 pixels: digits of 3 x 5 pixels, each somewhere in a cell of 8 x 8. The prompt shows it at an eighth, a pixel a
+cell, and every digit is as bright as gives its cell the same mean: so the coarse picture is the same whatever the digits are, and without
 a look nothing is better than a guess: 1 in 10. Held-out pictures have other places. Whatever a model wrote is only a wrong answer.
 """
 import hashlib
@@ -18,8 +18,8 @@ import numpy as np
 NAME, LEVELS = 'peek', range(1, 5)   # digits in the picture
 CELLS, CELL, DARK, MEAN = 16, 8, 16, 40
 COLOURS = dict(red=(1, 0, 0), green=(0, 1, 0), blue=(0, 0, 1), white=(1, 1, 1))
-FONT = ('### #.# #.# #.# ###', '##. .#. .#. .#. ###', '### ..# ### #.. ###', '### ..# ### ..# ###', '#.# #.# ### ..# ..#', '### #.. ### ..# ###',
-        '### #.. ### #.# ###', '### ..# ..# ..# ..#', '### #.# ### #.# ###', '### #.# ### ..# ###')
+FONT = ('### #.# #.# #.# ###', '##. .#. .#. .#. ###', '### ..# ### #.. ###', '### ..# ### ..# ###', '#.# #.# ### ..# ..#',
+        '### #.. ### ..# ###', '### #.. ### #.# ###', '### ..# ..# ..# ..#', '### #.# ### #.# ###', '### #.# ### ..# ###')
 
 def glyph(digit):
     """-> bool (5, 3)."""

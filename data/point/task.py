@@ -6,8 +6,9 @@ point: click the square of that colour. The reward is the hit.
     p = problem(7, 3)                          # number 7 of level 3 (squares, each of another colour), from the training part
     score = verify(p, '<point><20><41>')       # 1.0 or 0.0
 
-The centre of the point's bin must be inside. A square of 6 to 10 pixels covers at most a tenth of the picture of 32 x 32, 1 in 16 on average:
-always the same place, in the middle, hits 0.14. Held-out pictures have other squares. Whatever a model wrote is only a wrong answer.
+The centre of the point's bin must be inside. A square of 6 to 10 pixels covers at most a tenth of the picture of 32 x 32, 1 in 16 on
+average: always the same place, in the middle, hits 0.14. Held-out pictures have other squares. Whatever a model wrote is only a wrong
+answer.
 """
 import hashlib
 import random

@@ -7,7 +7,8 @@ Warm start for `pytool` (see task.py): half of the documents call the tool, half
     </out>4517277<eot>
     <user>4821*937=<assistant>4517277<eot>                         no tool
 
-Nothing is run: what the tool will say is known. Training documents are about training problems only, validation documents about held-out ones.
+Nothing is run: what the tool will say is known. Training documents are about training problems only, validation documents about held-out
+ones.
 """
 import random
 import sys

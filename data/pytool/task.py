@@ -6,8 +6,9 @@ pytool: products too large to work out in the head, small for a tool.
     p = problem(7, 4)                          # number 7 of level 4 (digits of both factors), from the training part
     score = verify(p, '4517277')               # 1.0 or 0.0
 
-Without the tool: a table of the products that were seen is of no use, since held-out factors are others; what is left is multiplying in the head.
-rl.py --tools=false measures how well that goes. No random state moves; whatever a model may have written, it is only a wrong answer.
+Without the tool: a table of products that were seen is of no use, since held-out factors are others; what is left is to multiply in the
+head: rl.py --tools=false measures how well that goes. No random state moves; whatever a model may have written, it is only a wrong
+answer.
 """
 import hashlib
 import random

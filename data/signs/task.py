@@ -6,8 +6,8 @@ signs: put + and - between the digits so that the value, modulo 31, ends at the 
     p = problem(7, 3)                          # number 7 of level 3 (digits), from the training part
     score = verify(p, '+-')                    # 1.0 or 0.0
 
-What a warm start thinks (prepare.py) is attempts, `x` after one that missed: `3+c+ex3-p+r` says every sign and the value
-after it, `cexpr` the values alone. A random attempt hits 1 time in 4 with 3 digits, 1 in 30 with 8: from easy to hard in one task.
+What a warm start thinks (prepare.py) is attempts, `x` after one that missed: `3+9=c+2=ex3-9=p+2=r` says every sum in full, `+c+ex-p+r`
+signs and values alone, half as long. A random attempt hits 1 time in 4 with 3 digits, 1 in 30 with 8: from easy to hard in one task.
 Nothing here is evaluated and no random state moves; whatever a model may have written, it is only a wrong answer.
 """
 import hashlib
@@ -82,14 +82,17 @@ def steps(p, thought):
         last = i == len(parts) - 1
         if last and not attempt:                            # gave up after a miss
             break
-        careful, v, k = any(c in '+-' for c in attempt), p['digits'][0], 0
-        said = attempt[1:] if careful else attempt
-        good = not careful or attempt[:1] == str(v)
-        for k, d in enumerate(p['digits'][1:]):
-            sign, new = (said[2 * k:2 * k + 1] or '?', said[2 * k + 1:2 * k + 2]) if careful else ('', said[k:k + 1])
-            good = good and new in {VALUES[(v + e) % M] for s, e in (('+', d), ('-', -d)) if sign in (s, '')}
+        full, v, good, left = '=' in attempt, p['digits'][0], True, attempt
+        if full:
+            good, left = attempt[:1] == str(v), attempt[1:]
+        for d in p['digits'][1:]:
+            sign, left = left[:1], left[1:]
+            if full:
+                good, left = good and left[:2] == f'{d}=', left[2:]
+            new, left = left[:1], left[1:]
+            good = good and sign in ('+', '-') and new == VALUES[(v + d if sign == '+' else v - d) % M]
             right, total, v = right + good, total + 1, VALUES.index(new) if good else v
-        whole = good and len(said) == (2 if careful else 1) * (p['level'] - 1)
+        whole = good and not left
         right, total = right + (whole and (v == p['target']) == last), total + 1
     return right, total
 

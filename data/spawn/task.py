@@ -6,9 +6,10 @@ spawn: several independent sums, too long one after the other: agents do them at
     p = problem(7, 4)                          # number 7 of level 4 (sums), from the training part
     score = verify(p, '10,80,86,3')            # 1.0 or 0.0
 
-a..b is a + (a + 1) + ... + b, modulo 100, of 10 to 14 numbers; a thought says every value on the way (`37,75,14,...`), 3 characters each. An
-agent has AGENT positions, enough for one sum. Alone, level K takes more than 30 K positions of thought: with max_new=100 that is enough for 2 sums,
-not for 4. Without a thought a sum is a guess, 1 in 100 but for what can be said of a sum in the head. Whatever a model wrote is only a wrong answer.
+a..b is a + (a + 1) + ... + b, modulo 100, of 10 to 14 numbers; a thought says every value on the way (`37,75,14,...`), 3 characters each.
+An agent has AGENT positions, enough for one sum. Alone, level K takes more than 30 K positions of thought: max_new=100 is enough for 2
+sums, not for 4. Without a thought every sum is a guess, 1 in 100, but for what can be done in the head. Whatever a model wrote is only
+wrong.
 """
 import hashlib
 import random

@@ -6,10 +6,10 @@ RL on `signs`: does it rise as a straight line over the logarithm of the tokens,
     python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; about 30 minutes
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there
 
-Curves: pass@1 and pass@16 on held-out problems, unbiased from 32 samples, and pass@1 of the harder level, which is never trained on, against
-the tokens drawn for training so far. y = a + b ln(tokens) by least squares over all evaluations after the first step; R^2 of it; and the same
-from the first 60% of them: the most that it is wrong by on the rest. Targets, for each seed: pass@1 up by 20 points, pass@16 by 5 or to 0.98, R^2 of
-both 0.9, both predicted within 3 points, the harder level up; 256 held-out problems before and after.
+Curves: pass@1 and pass@16 on held-out problems, unbiased from 32 samples, and pass@1 of the harder level, which is never trained on,
+against the tokens drawn for training so far. y = a + b ln(tokens) by least squares over all evaluations after the first step; R^2 of it;
+and the same from the first 60% of them: the most that it is wrong by on the rest. Targets, for each seed: pass@1 up by 20 points, pass@16
+by 5 or to 0.98, R^2 of both 0.9, both predicted within 3 points, the harder level up; 256 held-out problems before and after.
 """
 import json
 import math
@@ -49,7 +49,7 @@ def warm_start(where):
 
 
 def read(out):
-    """metrics.jsonl -> [(step, tokens drawn until then, evaluation {part: figures})], [(step, figures)]; of a step said twice the last counts."""
+    """metrics.jsonl -> [(step, tokens drawn until then, evaluation {part: figures})], [(step, figures)]; the last one of a step counts."""
     rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
     vals, steps = ({r['step']: r for r in rows if key in r} for key in ('val', 'tokens'))
     drawn = np.cumsum([0] + [steps[s]['tokens'] for s in sorted(steps)])
@@ -67,7 +67,7 @@ def line(points):
 
 def curves(where):
     warm, rows, panel, each = warm_start(where), [], {}, []
-    print(f'{"seed":>5s} {"":16s} {"before":>7s} {"after":>7s} {"R^2":>6s} {"of the rest":>11s}   (before, after: all problems; line: the curve)')
+    print(f'{"seed":>5s} {"":16s} {"before":>7s} {"after":>7s} {"R^2":>6s} {"of the rest":>11s}   (points; before and after: all problems)')
     for seed in range(first, first + seeds):
         out = Path(where) / f'rl-{seed}'
         run('rl.py', 'config/rl_signs.py', f'--init_from={warm}', f'--out_dir={out}', f'--seed={seed}', *flags.split())

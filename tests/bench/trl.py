@@ -1,12 +1,14 @@
 """
-One step of RL beside TRL's GRPOTrainer (pip install trl transformers): sampling and update, the same model size (a Llama of 3 layers x 64 and a
-vocabulary of 360), group of 8, prompt length and completion length, float32 on CPU, nothing but a random reward; in turn, in processes of their own.
+One step of RL beside TRL's GRPOTrainer (pip install trl transformers): sampling and update, the same model size (a Llama of 3 layers x 64
+and a vocabulary of 360), group of 8, prompt length and completion length, float32 on CPU, nothing but a random reward; in turn, in
+processes of their own.
 
     python tests/bench/trl.py                        16 rollouts of 32 tokens and 64 of 128; about 3 minutes on 2 cores
     python tests/bench/trl.py --path=DIR             DIR: where trl is, if not among the installed packages (pip install --target)
 
-Ours is rl.py in a copy of the tree, with two changes: the task rewards by a hash of the answer, and what was truncated counts as an answer, too, as
-in TRL. Of each side the best step counts, since whatever else the machine does only adds time; the first two are left out. Target: at most half of TRL's.
+Ours is rl.py in a copy of the tree, with two changes: the task rewards by a hash of the answer, and what was truncated counts as an
+answer, too, as in TRL. Of each side the best step counts, since whatever else the machine does only adds time; the first two are left
+out. Target: at most half of TRL's.
 """
 import hashlib
 import json
@@ -42,9 +44,11 @@ def trl():
     vocabulary = {c: i for i, c in enumerate(['<pad>', '<eot>', '<unk>'] + [chr(33 + i) for i in range(357)])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     words.pre_tokenizer = pre_tokenizers.Split(Regex('.'), 'isolated')
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='<pad>', eos_token='<eot>', unk_token='<unk>', padding_side='left')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='<pad>', eos_token='<eot>', unk_token='<unk>',
+                                        padding_side='left')
     model = LlamaForCausalLM(LlamaConfig(vocab_size=360, hidden_size=64, intermediate_size=176, num_hidden_layers=3, num_attention_heads=4,
-                                         num_key_value_heads=4, max_position_embeddings=512, eos_token_id=1, pad_token_id=0, bos_token_id=None))
+                                         num_key_value_heads=4, max_position_embeddings=512, eos_token_id=1, pad_token_id=0,
+                                         bos_token_id=None))
     took = []
 
     class Clock(TrainerCallback):
@@ -54,8 +58,8 @@ def trl():
         def on_step_end(self, *_, **__):
             took[-1] += time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        args = GRPOConfig(output_dir=out, per_device_train_batch_size=rows, num_generations=GROUP, max_completion_length=new, max_steps=steps,
-                          temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no', logging_steps=10 ** 6,
+        args = GRPOConfig(output_dir=out, per_device_train_batch_size=rows, num_generations=GROUP, max_completion_length=new,
+                          max_steps=steps, temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no', logging_steps=10 ** 6,
                           learning_rate=1e-4, gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
         prompts = Dataset.from_list([dict(prompt=f'{i:0{PROMPT - 1}d}=') for i in range(4096)])
         trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=args,
@@ -102,14 +106,16 @@ with tempfile.TemporaryDirectory() as tmp:
     done = "done=r.ids[-1] == codec.sp['eot']"
     assert source.count(done) == 1
     (tree / 'rl.py').write_text(source.replace(done, 'done=True'))
-    run(['train.py', 'config/sft_signs.py', '--max_steps=1', '--act=swiglu', '--ff=176', '--qk_norm=False', '--softcap=0', '--out_dir=warm'], tree)
+    run(['train.py', 'config/sft_signs.py', '--max_steps=1', '--act=swiglu', '--ff=176', '--qk_norm=False', '--softcap=0',
+         '--out_dir=warm'], tree)
     for n, k in ((16, 32), (64, 128)):
         ours, theirs = [], []
         for turn in range(turns):
             out = f'out-{n}-{turn}'
             run(['rl.py', '--task=noise', '--levels=1', '--harder=', '--init_from=warm', f'--out_dir={out}', f'--prompts={n // GROUP}',
-                 f'--group={GROUP}', f'--max_new={k}', f'--block_size={k + 64 - k % 64}', f'--max_steps={steps}', '--rounds=1', '--min_skill=0',
-                 '--eval_every=0', '--last_problems=1', '--eval_samples=1', '--save_every=0', f'--micro_rows={n}', '--budget=True'], tree)
+                 f'--group={GROUP}', f'--max_new={k}', f'--block_size={k + 64 - k % 64}', f'--max_steps={steps}', '--rounds=1',
+                 '--min_skill=0', '--eval_every=0', '--last_problems=1', '--eval_samples=1', '--save_every=0', f'--micro_rows={n}',
+                 '--budget=True'], tree)
             rows_ = [json.loads(line) for line in open(tree / out / 'metrics.jsonl')]
             ours += [(r['sample_ms'] + r['train_ms']) / 1000 for r in rows_ if 'sample_ms' in r][2:]
             if found:

@@ -364,14 +364,14 @@ def figures(groups):
 
 def evaluate(n):
     """
-    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the
-    second verifier; always the same problems and random numbers. canary: rewards for problems without a solution.
+    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the second verifier; always the same problems and random numbers. canary: rewards for problems without a solution.
     """
     out = {}
     for number, part, ls, n in ((0, 'held', trained, n), (1, 'harder', beyond, -(-n // 2))):
         if not ls:
             continue
-        ps = {p['question']: p for p in (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))}             # distinct
+        ps = (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))
+        ps = {str([v for k, v in p.items() if k not in ('images', 'ctx')]): p for p in ps}             # distinct
         groups = ask(list(ps.values())[:n], eval_samples, number)
         right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"

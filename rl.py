@@ -364,8 +364,8 @@ def figures(groups):
 
 def evaluate(n):
     """
-    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the second verifier; always the same
-    problems and random numbers. canary: rewards for problems without a solution.
+    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the second verifier; always
+    the same problems and random numbers. canary: rewards for problems without a solution.
     """
     out = {}
     for number, part, ls, n in ((0, 'held', trained, n), (1, 'harder', beyond, -(-n // 2))):

@@ -46,6 +46,9 @@ class ModelConfig:
     expert_ff: int = 0            # hidden units of one expert; 0: ff / top_k
     shared_ff: int = 0            # hidden units of the shared expert; 0: ff / top_k
     dense_layers: int = 1         # the first layers stay dense
+    smear: int = 0                # so many ids before each are embedded with it, by tables of their own
+    ngram: int = 0                # memory tables for the last 2, 3, .. ngram ids; 0: none
+    ngram_rows: int = 1 << 17     # of each table
 
     def __post_init__(self):
         for k in ('vocab_size', 'n_layer', 'n_head', 'n_embd', 'top_k', 'flow_width'):
@@ -58,6 +61,9 @@ class ModelConfig:
                         (self.n_embd % self.n_head == 0, f'n_embd={self.n_embd} does not divide by n_head={self.n_head}'),
                         (self.n_embd // self.n_head % 2 == 0, f'n_embd/n_head={self.n_embd // self.n_head} is odd: rotary positions need pairs'),
                         (self.n_head % self.n_kv_head == 0, f'n_head={self.n_head} does not divide by n_kv_head={self.n_kv_head}'),
+                        (self.ngram != 1 and self.ngram >= 0, f'ngram={self.ngram}: use 0 for no memory, or 2 and more'),
+                        (self.smear >= 0, f'smear={self.smear}: use 0 or more'),
+                        (self.ngram_rows > 0, f'ngram_rows={self.ngram_rows}: use 1 or more'),
                         (self.top_k <= max(self.n_expert, 1) or not self.n_expert, f'top_k={self.top_k} exceeds n_expert={self.n_expert}')):
             if not ok:
                 raise ValueError(say)
@@ -65,6 +71,11 @@ class ModelConfig:
     @property
     def hd(self):
         return self.n_embd // self.n_head
+
+    @property
+    def past(self):
+        """How many ids before each the model looks at, which the batch must bring."""
+        return max(self.ngram - 1, self.smear)
 
 
 # -------- three elementwise pieces with their gradients by hand: fewer passes over memory than autograd makes, which is what they cost
@@ -114,6 +125,37 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
         return torch.addcmul(dy * cos, dy.roll(dy.shape[-1] // 2, -1), sin, value=-1), None, None
+
+
+class _Remember(torch.autograd.Function):
+    """
+    x (N, C) plus the sum of K rows of a table for each position, rows (N, K); with tensor parallelism the table (.., C/tp) has this rank's columns.
+    backward: rows and gradients are put down in table.pairs for the optimizer, which touches these rows only: there is no dense gradient.
+    """
+    @staticmethod
+    def forward(ctx, x, table, rows):
+        ctx.args, x = (table, rows), x.clone()
+        table.spec.local(x).add_(F.embedding_bag(rows, table, mode='sum'))
+        return x
+
+    @staticmethod
+    def backward(ctx, dy):
+        table, rows = ctx.args
+        table.pairs.append((rows, table.spec.local(dy).contiguous()))
+        return dy, None, None
+
+
+def ngrams(ids, past, n_rows):
+    """
+    ids (B, T), past (B, T, n - 1) the ids before each, the nearest first -> (B T, n - 1) int64: the rows of its last 2, 3, .. n ids in a table
+    that has n_rows for each length, by a hash: contexts that meet in a row share it.
+    """
+    h, out = ids, []
+    for i, before in enumerate(past.unbind(-1)):
+        h = (h * 1000003 + before + 1) * -7046029254386353131                    # wraps around; odd factors lose nothing
+        h = h ^ h >> 32
+        out.append(h % n_rows + i * n_rows)
+    return torch.stack(out, -1).flatten(0, 1)
 
 
 def activation(h, act):
@@ -331,6 +373,9 @@ class Muse(nn.Module):
         if self.first or (self.last and cfg.tie):
             self.wte = param(mesh, cfg.vocab_size, C, tp=0, std=C ** -0.5 if cfg.tie else 1.0, kind='embed', tied=cfg.tie)
         if self.first:
+            self.before = nn.ParameterList(param(mesh, cfg.vocab_size, C, tp=0, std=0.0, kind='embed') for _ in range(cfg.smear))
+            if cfg.ngram:
+                self.memory = param(mesh, (cfg.ngram - 1) * cfg.ngram_rows, C, tp=1, std=0.0, kind='table')
             if cfg.image:
                 self.image_in = param(mesh, C, D, std=D ** -0.5, partial=True)
                 self.coord_in = param(mesh, C, 4 * (2 * N_FREQ + 1), std=0.25, partial=True)
@@ -355,6 +400,9 @@ class Muse(nn.Module):
         """Batch -> (B, T, C), this tp rank's share of it: the sum over tp is whole. Payloads may be missing from the batch (generation)."""
         mesh, cfg = self.mesh, self.cfg
         x = embed_partial(b['ids'], self.wte, mesh)
+        for i, w in enumerate(self.before):
+            past = b['past'][:, :, i]
+            x = x + embed_partial(past.clamp(min=0), w, mesh) * (past >= 0)[..., None]
         flat = x.view(-1, x.shape[-1])
         tp, r, dt = mesh.tp.size, mesh.tp.rank, x.dtype
         if cfg.image and 'xin_img_i' in b:
@@ -363,6 +411,8 @@ class Muse(nn.Module):
             flat = flat.index_add(0, b['rc_i'][r::tp], F.linear(fourier(b['rc'][r::tp]).to(dt), self.coord_in))
         if cfg.audio and 'xin_aud_i' in b:
             flat = flat.index_add(0, b['xin_aud_i'][r::tp], F.linear(b['xin_aud'][r::tp, :128].to(dt), self.audio_in))
+        if cfg.ngram:
+            flat = _Remember.apply(flat, self.memory, ngrams(b['ids'], b['past'][:, :, :cfg.ngram - 1], cfg.ngram_rows))
         return flat.view_as(x)
 
     def context(self, b, dtype):
@@ -433,6 +483,7 @@ class Decoder:
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
         self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
         (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
+        self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for past()
         self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, model.cfg.hd), a.nh      # zeros: what is masked must be finite
 
     def fit(self, slots, size):
@@ -442,6 +493,8 @@ class Decoder:
             old, slots, size = self.kv, max(slots, have), max(size, most - 1)
             self.kv = old.new_zeros(L, 2, slots, nkv, size + 1, hd)
             self.kv[:, :, :have, :, :most] = old
+            ids, self.ids = self.ids, self.ids.new_zeros(slots, size + 1)
+            self.ids[:have, :most] = ids
             freq = self.model.cfg.rope_base ** (-torch.arange(0, hd, 2, device=old.device, dtype=torch.float32) / hd)
             angle = torch.arange(size + 1, device=old.device)[:, None].float() * freq
             cos, sin = angle.cos().to(old.dtype), angle.sin().to(old.dtype)
@@ -450,6 +503,7 @@ class Decoder:
     def copy(self, a, b, n):
         """The first n positions of slot a to slot b."""
         self.kv[:, :, b, :, :n] = self.kv[:, :, a, :, :n]
+        self.ids[b, :n] = self.ids[a, :n]
 
     def step(self, batch, n, S, rows=None, level=False):
         """
@@ -460,6 +514,8 @@ class Decoder:
         """
         m, g = self.model, self.model.mesh.pp
         if m.first:
+            if m.cfg.past:
+                batch['past'] = self.past(batch['ids'], n, rows)
             x = all_reduce(m.around('embed', m.embed_share, batch), m.mesh.tp)
         else:
             x = self.kv.new_empty(*batch['ids'].shape, m.cfg.n_embd)
@@ -469,6 +525,15 @@ class Decoder:
             return m.around('heads', m.norm, x)
         dist.send(x, g.ranks[g.rank + 1], group=g.pg)
         return x
+
+    def past(self, ids, n, rows):
+        """ids (B, T) that come after n (B,) positions -> (B, T, past) as the loader makes it: the ids before each, the nearest first, -1: none."""
+        B, T = ids.shape
+        slots = (torch.arange(B, device=ids.device) if rows is None else rows)[:, None]
+        pos = (n[:, None] + torch.arange(T, device=ids.device)).clamp_(max=self.ids.shape[1] - 1)
+        self.ids[slots, pos] = ids
+        at = pos[:, :, None] - torch.arange(1, 1 + self.model.cfg.past, device=ids.device)
+        return self.ids[slots[:, :, None], at.clamp(min=0)].masked_fill_(at < 0, -1)
 
     def blocks(self, x, n, S, rows, level):
         cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
@@ -525,24 +590,25 @@ def build(cfg, mesh, seed, chunks=1):
 
 def count_params(cfg):
     """Parameters by part, from the formulas; 'active' leaves out the experts that a token does not visit."""
-    C, L, W, kv = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd
+    C, L, W, kv, tables = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd, max(0, cfg.ngram - 1)
     n = 2 if cfg.act == 'swiglu' else 1
     n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
     flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
-    out = dict(embed=cfg.vocab_size * C + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
+    out = dict(memory=tables * cfg.ngram_rows * C, embed=(1 + cfg.smear) * cfg.vocab_size * C + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
                attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
                mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
                experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1) * C,
                heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * flow(D) + cfg.audio * flow(128))
     out['total'] = sum(out.values())
-    out['active'] = out['total'] - (n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff)
+    out['active'] = out['total'] - n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff - tables * (cfg.ngram_rows - 1) * C
     return out
 
 
 def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin_aud=0, rc=0):
     """
     Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks, `attended`
-    pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add.
+    pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add; memory tables take about
+    6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
     """
     p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
     n = 2 if cfg.act == 'swiglu' else 1
@@ -551,7 +617,7 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     n_mod = (3 * cfg.flow_depth + 2) * W
     flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image + aud * flow(128) * cfg.audio
-                + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
+                + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
 
 
 def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1, sp=False):

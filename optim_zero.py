@@ -14,7 +14,8 @@ Gradients are accumulated and reduced in float32, whatever the compute type. A r
 is there and overlaps with the backward pass of the next unit; a gather starts one part ahead of its use. In one layout the stages give the same bits
 (with several microbatches 0 and 1 do, and 2 and 3: the latter add up what was reduced already).
 
-AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks.
+AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks. Memory tables lie outside the
+units, whole over dp*cp: row-wise Adagrad (Duchi et al. 2011) touches the rows of a step and no others.
 
 A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each tensor. It is
 written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
@@ -26,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from parallel import all_gather_into, all_reduce, all_to_all, reduce_scatter_into
+import torch.nn.functional as F
+from parallel import Spec, all_gather, all_gather_into, all_reduce, all_to_all, reduce_scatter_into
 
 
 # ---------------------------------------------------------------- units
@@ -148,8 +150,10 @@ def make_units(model, dtype, mesh, zero):
     """[(part, unit)]: one per block, one per experts of a layer, one for each embedding, for the head and for what is left; split by `sums`."""
     groups = {}                                # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
     for name, p in model.named_parameters():   # so that copies in one unit with it would drift apart
+        if p.spec.kind == 'table':
+            continue
         part = name.split('.')
-        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
+        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
 
@@ -191,7 +195,7 @@ def gather_around(model, units):
     and 2 they are fetched once a step: publish() has sent for them.
     """
     names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b' or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
-    ends = {'embed': {'wte', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
+    ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
     back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]     # embeddings and the softmax head: backward reads no weights
 
@@ -210,6 +214,19 @@ def gather_around(model, units):
         leave = lambda y: _Leave.apply(y, back[i], back[i - 1] if i else [])
         return {**y, 'loss': leave(y['loss'])} if isinstance(y, dict) else leave(y)
     model.around = around
+
+
+# ---------------------------------------------------------------- memory tables
+
+def gather_rows(table, g):
+    """
+    The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,), ascending, and
+    the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table. Added up in one order on all ranks, so that copies stay equal.
+    """
+    rows, grad = (all_gather(torch.cat(x), g) for x in zip(*table.pairs))
+    at, order = rows.flatten().sort(stable=True)
+    at, n = at.unique_consecutive(return_counts=True)
+    return at, F.embedding_bag(order // rows.shape[1], grad.to(table.dtype), n.cumsum(0) - n, mode='sum')
 
 
 # ---------------------------------------------------------------- Muon
@@ -276,7 +293,7 @@ def swap(pieces, lengths, g, dtype):
 class Optimizer:
     """
     opt = Optimizer(models, mesh, ...);  opt.start(micros) before the backward passes of a step;  opt.step(lr) after the last.
-    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router (matrix: 1).  muon=True: matrices by Muon with learning
+    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router, table (matrix: 1).  muon=True: matrices by Muon with learning
     rate lr * muon_lr and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
     """
     def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False, muon_lr=1.0,
@@ -301,6 +318,10 @@ class Optimizer:
                 if is_muon:
                     plans.setdefault(u.orth.name, (u.orth, []))[1].extend(split_matrices(u, p, a))
         self.plans = [self._plan(*x) for x in plans.values()]
+        self.tables, self.touched = [], []                                     # (memory table, sum of squares of each row (rows,)); gather_rows() of each
+        for p in (p for model in models for p in model.parameters() if p.spec.kind == 'table'):
+            p.data, p.pairs = p.data.to(self.units[0].master.dtype), []
+            self.tables.append((p, p.new_zeros(len(p))))
         self.steps = torch.zeros((), dtype=torch.float32, device=self.units[0].grad.device)
 
     @staticmethod
@@ -345,10 +366,11 @@ class Optimizer:
         for u in self.units:
             for g in u.then:
                 all_reduce(u.due, g)
+        self.touched = [gather_rows(p, self.mesh.dpcp) for p, _ in self.tables]
 
     def norm(self, more=None):
         """
-        Global gradient norm: the square root of the sum over the world of g^2 / copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the
+        Global gradient norm, memory tables left out (Adagrad divides by their own): the square root of the sum over the world of g^2 / copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the
         norm and, behind it, the sums over the world of the 1-d float64 tensor `more`, which travels along.
         """
         g0 = self.units[0].grad
@@ -363,6 +385,9 @@ class Optimizer:
         for u in self.units:
             u.grad.zero_()
             u.done = False
+        for p, _ in self.tables:
+            p.pairs.clear()
+        self.touched = []
 
     # -------- the step
 
@@ -385,6 +410,7 @@ class Optimizer:
                 torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
                                     beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False)
             self._muon(lr)
+            self._adagrad(lr * self.lr_scale.get('table', 1.0))
             self.publish()
         self.zero()
         return norm if more is None else (norm, sums)
@@ -460,6 +486,13 @@ class Optimizer:
                 torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
                 torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
 
+    def _adagrad(self, lr):
+        """A touched row moves by its gradient over the root of the sum of all its squared norms so far: the first step has the length lr."""
+        for (p, total), (rows, g) in zip(self.tables, self.touched):
+            s = total[rows] + all_reduce(g.square().sum(1), self.mesh.tp)
+            total[rows] = s
+            p.data[rows] -= g * (lr * s.clamp(min=1e-30).rsqrt())[:, None]
+
     # -------- state
 
     def tensors(self, saving=False):
@@ -470,6 +503,8 @@ class Optimizer:
                 for kind, flat in (('param', u.master), ('exp_avg', u.m), ('exp_avg_sq', u.v)):
                     if b > a and not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
                         yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel() else -1), a - s.start
+        for p, total in self.tables if not (saving and self.mesh.dpcp.rank) else ():
+            yield from ((f'param/{p.spec.name}', p.spec, p.data, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
 
     def loaded(self, t):
         """After the tensors were filled from a checkpoint."""
@@ -480,8 +515,9 @@ class Optimizer:
         """Bytes on this rank, at rest: {'parameters', 'gradients', 'masters', 'moments'}."""
         size = lambda *xs: sum(s.nbytes() for s in {s.data_ptr(): s for s in (x.untyped_storage() for x in xs)}.values() if s.nbytes())
         every = lambda *names: [getattr(u, k) for u in self.units for k in names]
-        params = size(*every('param', 'shard'))
-        return dict(parameters=params, gradients=size(*every('grad')), masters=size(*every('param', 'shard', 'master')) - params, moments=size(*every('m', 'v')))
+        tables, sums = [p for p, _ in self.tables], [t for _, t in self.tables]
+        params = size(*tables, *every('param', 'shard'))
+        return dict(parameters=params, gradients=size(*every('grad')), masters=size(*tables, *every('param', 'shard', 'master')) - params, moments=size(*sums, *every('m', 'v')))
 
 
 # ---------------------------------------------------------------- checkpoints

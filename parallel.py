@@ -48,6 +48,7 @@ class Mesh:
     orth: Group = field(default_factory=lambda: Group('stage'))    # shard x tp: the ranks that hold whole matrices between them, for Muon
     cp_mode: str = 'ring'                                          # ring | allgather | ulysses
     host: object = None                                            # all ranks over Gloo: objects of the checkpoint, also from a thread
+    fp8: str = ''                                                  # '' | tensorwise | rowwise: the linears of the blocks in 8 bits
     queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here instead of computing it
 
 
@@ -436,24 +437,61 @@ def init_params(module, seed):
 
 # ---------------------------------------------------------------- layers
 
+def _product(x, w, mesh, kind=None, split=False):
+    """
+    x (N, in) @ w (out, in)^T.  mesh.fp8: x as `kind` (e4m3, gradients e5m2) and w as e4m3 (Micikevicius et al. 2022), summed in float32; scales
+    are those of the moment: tensorwise one for x and one for w, rowwise one for each row of both. split: the part of a product, or of the
+    tensors that share a scale, that lies on other tp ranks: they agree on the maximum, so that tp does not change the numbers.
+    """
+    if not kind:
+        return x @ w.t()
+    over = () if mesh.fp8 == 'tensorwise' else (1,)
+    tops = [y.abs().amax(over or (0, 1), keepdim=True).float() for y in (x, w)]
+    if split and mesh.tp.size > 1:
+        n, both = tops[0].numel(), all_reduce(torch.cat([y.flatten() for y in tops]), mesh.tp, dist.ReduceOp.MAX)
+        tops = [both[:n, None], both[n:, None]]
+    parts, scales = [], []
+    for y, top, k in zip((x, w), tops, (kind, torch.float8_e4m3fn)):
+        most = torch.finfo(k).max
+        scales.append(top.clamp(min=1e-12) / most)
+        parts.append((y / scales[-1]).clamp(-most, most).to(k).contiguous())        # e5m2 has an infinity: what rounds past the end goes there
+    if x.is_cuda:
+        return torch._scaled_mm(parts[0], parts[1].t(), scale_a=scales[0], scale_b=scales[1].t(), out_dtype=x.dtype)
+    return ((parts[0].to(x.dtype) @ parts[1].to(x.dtype).t()) * (scales[0] * scales[1].t())).to(x.dtype)       # the same; that op crawls on CPUs
+
+
 class _Linear(torch.autograd.Function):
-    """y = x W^T whose weight gradient is queued instead of computed (zero-bubble pipelines run it later, as W)."""
+    """
+    y = x W^T in 8 bits (mesh.fp8), or with a weight gradient that is queued instead of computed (zero-bubble pipelines run it later, as W).
+    Rowwise, the weight gradient is a product of the compute type: its rows of x and dy would need scales of their own.
+    """
     @staticmethod
-    def forward(ctx, x, w, queue):
+    def forward(ctx, x, w, mesh):
         ctx.save_for_backward(x, w)
-        ctx.queue = queue
-        return F.linear(x, w)
+        ctx.args = mesh, mesh.queue_dw
+        y = _product(x.flatten(0, -2), w, mesh, mesh.fp8 and torch.float8_e4m3fn, mesh.fp8 == 'tensorwise' or w.spec.dim == 1)
+        return y.view(*x.shape[:-1], len(w))
 
     @staticmethod
     def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        ctx.queue.append((w, dy, x))
-        return dy @ w, None, None
+        (x, w), (mesh, queue) = ctx.saved_tensors, ctx.args
+        dx = _product(dy.flatten(0, -2), w.t(), mesh, mesh.fp8 and torch.float8_e5m2, mesh.fp8 == 'tensorwise' or w.spec.dim == 0).view_as(x)
+        if queue is None:
+            return dx, weight_gradient(dy, x, mesh), None
+        queue.append((w, dy, x.detach()))                          # with its graph, which holds this queue, x would never be freed
+        return dx, None, None
+
+
+def weight_gradient(dy, x, mesh):
+    """dy (..., out), x (..., in) -> (out, in)."""
+    return _product(dy.flatten(0, -2).t(), x.flatten(0, -2).t(), mesh, mesh.fp8 == 'tensorwise' and torch.float8_e5m2, True)
 
 
 def linear(x, w, mesh):
     """x (..., in) @ w (out, in)^T."""
-    return F.linear(x, w) if mesh.queue_dw is None else _Linear.apply(x, w, mesh.queue_dw)
+    if mesh.queue_dw is None and not mesh.fp8:
+        return F.linear(x, w)
+    return _run(_Linear, x, w, mesh) if mesh.tp.size > 1 else _Linear.apply(x, w, mesh)
 
 
 def enter_tp(x, mesh):
@@ -961,8 +999,11 @@ def run_pipeline(todo, models, micros, mesh, shape, dtype, device):
                 y[key] = y[key]['loss']
         elif kind == 'W':
             for w, d, a in queue.pop(key):
-                d, a = d.flatten(0, -2).t(), a.flatten(0, -2)
-                w.grad = d @ a if w.grad is None else w.grad.addmm_(d, a)
+                if w.grad is None or mesh.fp8:
+                    d = weight_gradient(d, a, mesh)
+                    w.grad = d if w.grad is None else w.grad.add_(d)
+                else:
+                    w.grad.addmm_(d.flatten(0, -2).t(), a.flatten(0, -2))
                 if hasattr(w, 'ready'):
                     w.ready(w)                                     # the gradient hook that autograd would have called
         else:                                                      # B, BW
@@ -1007,5 +1048,8 @@ def forward_only(models, b, mesh, shape, dtype, device):
 if __name__ == '__main__':
     if sys.argv[1:2] == ['schedule']:
         schedule_command(sys.argv[2:])
+    elif sys.argv[1:2] == ['plan']:
+        from data.layouts import plan_command
+        plan_command(sys.argv[2:])
     else:
-        sys.exit('usage: python parallel.py schedule [--name=1f1b --pp=4 --m=8 --v=1 ...]')
+        sys.exit('usage: python parallel.py schedule [--name=1f1b --pp=4 --m=8 --v=1 ...] | plan --model=config/x.py --gpus=8 --gpu=h100')

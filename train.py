@@ -66,6 +66,9 @@ top_k = 2
 expert_ff = 0              # hidden units of an expert; 0: ff / top_k
 shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
+smear = 0                  # so many ids before each are embedded with it, by tables of their own
+ngram = 0                  # memory tables, looked up by the last 2, 3, .. ngram ids and added to the embedding; 0: none
+ngram_rows = 131072        # of each
 moe_balance = 1e-3         # step of the balancing bias
 image_weight = 0.2         # of the image loss beside text: drawing is learned early, answers late
 audio_weight = 0.5
@@ -77,6 +80,7 @@ muon_lr = 0.02             # their peak learning rate
 head_lr = 1.0              # factors on lr by kind of parameter
 embed_lr = 3.0
 scalar_lr = 1.0
+ngram_lr = 1.0             # peak learning rate of the memory tables: the length of a row's first step
 warmup = 50                # steps
 decay = 'linear'           # linear | cosine, to lr_end
 decay_from = 0.4           # linear: the fraction of max_steps at which it begins
@@ -104,6 +108,7 @@ recompute = False          # blocks keep only their input for the backward pass
 # -------- machine
 device = 'auto'            # auto | cpu | cuda
 dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
+fp8 = ''                   # tensorwise | rowwise: the blocks' linears in 8 bits (experts, embeddings and heads are not)
 compile = False            # torch.compile each block
 seed = 1337
 config = configure(globals())
@@ -122,6 +127,7 @@ if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX 
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                 (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
+                (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'),
                 (block_size > 1, f'block_size={block_size}: use 2 or more'), (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (lr > 0, f'lr={lr}: use more than 0'), (seed >= 0, f'seed={seed}: use 0 or more'),
@@ -200,14 +206,18 @@ try:
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
         die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {max(m for m in range(1, micro + 1) if rows // dp % m == 0)}')
+    sides = dict(n_embd=n_embd, heads=n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp, shared_ff=cfg.shared_ff // tp,
+                 positions=micro * block_size // cp)
+    if fp8 and (odd := [f'{k} {n}' for k, n in sides.items() if n % 16]):
+        die(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
     n_micro = rows // dp // micro
     todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
 except ValueError as e:
     die(str(e))
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie, zero_shard=zero_shard)
-todo = todo[mesh.pp.rank] if todo else None
+mesh.fp8, todo = fp8, todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
-kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
+kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr, table=ngram_lr / lr)
 opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
 for m in models:
     m.recompute = recompute
@@ -312,7 +322,7 @@ def evaluate(blind=False):
     for name, s in val_sets.items():
         total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
         for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
-                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank):
+                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past):
             if blind:
                 b['xin_img'].zero_(), b['xin_aud'].zero_()
             b = to_device(b)                   # weights are 1, and 0 for padding
@@ -421,7 +431,7 @@ def balance(move):
 
 def batches():
     return train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, micro=micro, T=block_size, draws=flow_draws,
-                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank)
+                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
 
 def roll_back(why):
     """To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be no way out."""
@@ -535,41 +545,9 @@ say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
 if not (saved and finish_saving()):
     sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
-# ---------------------------------------------------------------- what it can do
-
-def skill_table(n):
-    """Held-out questions of every data set that has a task.py, answered by the saved model; beside each the blind control: payloads zeroed."""
-    from importlib import import_module
-    from sample import generate, load_model, score, turn
-    from data.codec import unmel
-    net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)
-    empty = codec.encode(turn(codec, ''))
-    say(f'{"skill":>12s}   sighted   blind  chance  cases')
-    for name in names:
-        if not (root / 'data' / name / 'task.py').is_file():
-            continue
-        task = import_module(f'data.{name}.task')
-        for skill in task.SKILLS:
-            try:
-                ps = task.problems(skill, n, codec, shards=folders[name])
-            except BadInput:                       # nothing of the kind was prepared
-                continue
-            made = skill in ('draw', 'play', 'say')
-            result = []
-            if ps and ps[0].get('choices'):        # by how much the picture raises the log-probability of each candidate, per token; blind: that itself
-                docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
-                seen, unseen, size = (np.array(x, float).reshape(len(ps), -1) for x in (
-                    score(net, codec, docs), score(net, codec, docs, True), [d['w'].sum() for d in docs]))
-                result = [100 * float(np.mean([p['choices'][i] == p['answer'] for p, i in zip(ps, s.argmax(1))])) for s in ((seen - unseen) / size, unseen / size)]
-            for blind in () if result else (False,) if made else (False, True):
-                outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
-                                guide=1.5 if made else 1.0, unprompted=empty if made else None)
-                for o in outs:
-                    o['audio'] = [unmel(f) for f in o['audio']]
-                result.append(100 * float(np.mean([task.verify(p, o) for p, o in zip(ps, outs)])))
-            blind = f'{result[1]:6.1f}%' if len(result) > 1 else '      -'
-            say(f'{skill:>12s}   {result[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
-            record(step=step, skill=skill, score=result[0], blind=result[1] if len(result) > 1 else None, cases=len(ps))
-
 if skills and master:
-    skill_table(skills)
+    from data.skills import table
+    from sample import load_model
+    net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)
+    for row in table(net, codec, folders, skills, say):
+        record(step=step, **row)

@@ -150,10 +150,11 @@ def loc_rc(ids, codec):
     return np.stack([v, np.where(v >= 0, before, np.float32(-1))], -1)
 
 
-def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'aud')):
+def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, past=0):
     """
     Chunks of B rows -> a batch for one context-parallel rank (cp = 1: whole rows), as torch tensors:
         ids (B, Tl), pos (B, Tl) int64; doc (B, T) int32, whole rows, -1 padding (attention masks need the other ranks' documents too)
+        past (B, Tl, past) int64: the ids before each, of its document in this row, the nearest first; -1: none
         txt_i (N,) positions with a text target, txt_y (N,) ids, txt_w (N,)     likewise img_* and aud_*: y (N, D), e (N, draws, D), t (N, draws)
         xin_img_i (N,), xin_img (N, D) patches as input; xin_aud_i, xin_aud; rc_i (N,), rc (N, 4) own and next centre of patches, loc_rc() of loc tokens; -1: none
     Compact arrays are padded to a multiple of PAD with entries that add nothing (position 0, weight 0, payload 0).
@@ -188,6 +189,9 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'au
                     c = s['rc'][off:off + len(where)]
                     rc[b, at + where[own], :2], rc[b, at + where[nxt] - 1, 2:] = c[own], c[nxt]
             at += n
+    before = np.full((B, T, past), -1, np.int64)
+    for k in range(1, min(past, T - 1) + 1):
+        before[:, k:, k - 1] = np.where(pos[:, k:] >= k, ids[:, :-k], -1)
     at_loc = loc_rc(ids, codec)
     at_loc[pos == 0, 1] = -1                             # what comes before belongs to another document
     rc[..., :2] = np.where((ids >= codec.loc0)[..., None], at_loc, rc[..., :2])
@@ -225,7 +229,7 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'au
             order = np.argsort(g[f'{name}_i'], kind='stable')
             for k in [k for k in g if k == name or k.startswith(name + '_')]:
                 g[k] = g[k][order]
-        ids, pos = ids[:, cols], pos[:, cols]
+        ids, pos, before = ids[:, cols], pos[:, cols], before[:, cols]
     for name in ('txt', 'img', 'aud'):
         g[f'{name}_w'] = np.ones(len(g[f'{name}_i']), np.float32)
     for name in ('xin_img', 'xin_aud', 'img', 'aud', 'txt', 'rc'):                 # few different sizes, so that kernels are made once;
@@ -233,13 +237,13 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, modalities=('img', 'au
             n = -len(g[k]) % PAD
             if n:
                 g[k] = np.concatenate([g[k], np.full((n, *g[k].shape[1:]), -1 if k == 'rc' else 0, g[k].dtype)])
-    g.update(ids=ids, pos=pos, doc=doc)
+    g.update(ids=ids, pos=pos, doc=doc, **({'past': before} if past else {}))
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in g.items()}, counts
 
 
 # ---------------------------------------------------------------- batches
 
-def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0, skip=()):
+def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0, past=0):
     """
     Endless generator of (step, [microbatch, ...], counts of this dp rank), from `step` on, made one step ahead by a thread.
     rows: global rows per step; each dp rank takes rows/dp adjacent ones in microbatches of `micro` rows.
@@ -255,7 +259,7 @@ def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, 
                 batch, counts = [], 0
                 for m in range(0, len(mine), micro):
                     keys = [(seed, s, r) for r in mine[m:m + micro]]
-                    b, c = collate([pack_train(sets, weights, T, k) for k in keys], T, codec, draws, keys, cp, cp_rank)
+                    b, c = collate([pack_train(sets, weights, T, k) for k in keys], T, codec, draws, keys, cp, cp_rank, past)
                     batch.append(b)
                     counts = counts + c
                 item = (s, batch, counts)
@@ -282,10 +286,10 @@ def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, 
         thread.join()                                    # python aborts if it ends while a thread of its own wakes up
 
 
-def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0):
+def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0, past=0):
     """The documents of one split once, as (batch, counts); short last batches are padded with empty rows. Noise keyed by the row."""
     rows = list(pack_eval(s, T, limit))
     rows += [[]] * (-len(rows) % (micro * dp))
     for m in range(0, len(rows), micro * dp):
         keys = [(1, 0, m + dp_rank * micro + r) for r in range(micro)]
-        yield collate([rows[k[2]] for k in keys], T, codec, draws, keys, cp, cp_rank)
+        yield collate([rows[k[2]] for k in keys], T, codec, draws, keys, cp, cp_rank, past)

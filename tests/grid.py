@@ -27,10 +27,10 @@ T, ROWS, STEPS, LR = 64, 8, 3, 0.05
 
 
 def config(kind):
-    """dense: grouped heads (2 kv), a vocabulary that 2, 4, 8 do not divide; moe: experts; tied: embedding = head."""
+    """dense: grouped heads (2 kv), a vocabulary that 2, 4, 8 do not divide; moe: experts; tied: embedding = head, smear, n-gram memory of few rows."""
     n = toy.codec.n_vocab - 1 + 2 * (kind == 'moe')
     base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=32, ff=64, flow_width=32, flow_depth=1, zero_init=False, softcap=15.0)
-    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu') if kind == 'tied' else {}))
+    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101) if kind == 'tied' else {}))
 
 
 def layouts(world, part, zeros=(0,)):
@@ -104,10 +104,12 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
                 opt.reduce()
                 norm = float(opt.norm())
                 if step == 0:
-                    out['grad'] = held(opt, 'due')
+                    out['grad'] = held(opt, 'due') | {p.spec.name: (p.spec, torch.zeros_like(p).index_add_(0, *touched)) for (p, _), touched in zip(opt.tables, opt.touched)}
                     out['norm'] = norm
                 for u in opt.units:
                     u.master.add_(u.due, alpha=-LR / max(norm, 1.0))
+                for (p, _), (rows, g) in zip(opt.tables, opt.touched):
+                    p.data.index_add_(0, rows, g, alpha=-LR / max(norm, 1.0))
                 opt.publish()
                 opt.zero()
             else:
@@ -120,7 +122,8 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
 def held(opt, what):
     """{name: (Spec, this rank's slice of every parameter)}, gathered from the shards."""
     whole = [u.whole(getattr(u, what)) for u in opt.units]
-    return {p.spec.name: (p.spec, x[s].view(p.shape).clone()) for u, x in zip(opt.units, whole) for p, s in zip(u.params, u.slices)}
+    return {p.spec.name: (p.spec, x[s].view(p.shape).clone()) for u, x in zip(opt.units, whole) for p, s in zip(u.params, u.slices)} \
+        | {p.spec.name: (p.spec, p.data.clone()) for p, _ in opt.tables if what == 'master'}
 
 
 def digests(got):

@@ -6,8 +6,8 @@ The bugs that this field makes silently, put back one at a time: does a test go 
 
 Each mutant is one substitution in a copy of the repository (the text must occur exactly once), and the tests that should notice: layouts of
 tests/grid.py, or a pytest file and expression. The same tests are run without any mutant first, and must be green. The numbers are those of
-the list of silent bugs that the tests were written against. Caught means that a comparison failed, or that a rank crashed or hung until its
-time was up; a mutant that does not even load counts as missed.
+the list of silent bugs that the tests were written against; 54 is n-gram memory. Caught means that a comparison failed, or that a rank crashed or
+hung until its time was up; a mutant that does not even load counts as missed.
 """
 import json, multiprocessing, os, runpy, shutil, sys, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -50,8 +50,8 @@ MUTANTS = [
      "g[f'{name}_i'] = i // T * (2 * h) + new[i % T]",
      "g[f'{name}_i'] = i // T * (2 * h) + (new[i % T] + 1) % (2 * h)"),
     (8, 'rotary positions do not follow the zigzag of cp', 'data/loader.py', 'dense cp2 ring',
-     'ids, pos = ids[:, cols], pos[:, cols]',
-     'ids, pos = ids[:, cols], pos[:, :2 * h]'),
+     'ids[:, cols], pos[:, cols], before[:, cols]',
+     'ids[:, cols], pos[:, :2 * h], before[:, cols]'),
     (8, 'cp: rotary positions in order on a later stage', 'model.py', 'dense pp2 cp2 1f1b ring',
      "b['pos'][:, :, None, None].float()",
      "(b['pos'] if self.first else b['pos'].sort(1)[0])[:, :, None, None].float()"),
@@ -298,6 +298,12 @@ MUTANTS = [
     (37, 'tp: losses counted by every rank', 'train.py', 'pytest: tests/test_parallel.py train_py and tp',
      'opt.step(lr * lr_at(step), sums / tp)',
      'opt.step(lr * lr_at(step), sums)'),
+    (38, 'the maximum of a part of the tensor scales it', 'parallel.py', 'pytest: tests/test_parallel.py 8_bits_are',
+     '    if split and mesh.tp.size > 1:',
+     '    if False:'),
+    (38, 'gradients in e4m3', 'parallel.py', 'pytest: tests/test_parallel.py linears_in_8',
+     'mesh.fp8 and torch.float8_e5m2',
+     'mesh.fp8 and torch.float8_e4m3fn'),
     (39, 'every data-parallel rank reads the same rows', 'data/loader.py', 'pytest: tests/test_parallel.py train_py and dp',
      'range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp)',
      'range(rows // dp)'),
@@ -370,6 +376,48 @@ MUTANTS = [
     (46, 'a modality without positions is left out', 'model.py', 'dense dp4',
      '            if head is not None:\n',
      "            if head is not None and len(b[f'{kind}_i']):\n"),
+    (54, 'memory: gradients of other ranks are not gathered', 'optim_zero.py', 'tied dp2',
+     '(all_gather(torch.cat(x), g) for x in',
+     '(torch.cat(x) for x in'),
+    (54, "memory: a row's norm by the columns of one rank", 'optim_zero.py', 'muon: tied tp2',
+     'all_reduce(g.square().sum(1), self.mesh.tp)',
+     'g.square().sum(1)'),
+    (54, "memory: another rank's columns are read", 'model.py', 'tied tp2',
+     'table.spec.local(x).add_(',
+     'x[:, :table.shape[1]].add_('),
+    (54, 'memory: past ids do not follow the zigzag of cp', 'data/loader.py', 'tied cp2 ring',
+     'pos[:, cols], before[:, cols]',
+     'pos[:, cols], before[:, :2 * h]'),
+    (54, 'memory: past ids of the document before', 'data/loader.py', 'pytest: tests/test_loader.py past',
+     'np.where(pos[:, k:] >= k, ids[:, :-k], -1)',
+     'ids[:, :-k]'),
+    (54, 'memory: past ids of the document before, in the model', 'data/loader.py', 'pytest: tests/test_model.py packed and tied',
+     'np.where(pos[:, k:] >= k, ids[:, :-k], -1)',
+     'ids[:, :-k]'),
+    (54, 'memory: all lengths in one table', 'model.py', 'pytest: tests/test_model.py contexts',
+     'h % n_rows + i * n_rows',
+     'h % n_rows'),
+    (54, 'memory: the hash forgets the nearest id', 'model.py', 'pytest: tests/test_model.py contexts',
+     'h * 1000003 + before + 1',
+     'h * 0 + before + 1'),
+    (54, 'memory: clipped with the rest', 'optim_zero.py', 'pytest: tests/test_optim.py memory',
+     '[u.due for u in self.units], self.clip',
+     '[u.due for u in self.units] + [g for _, g in self.touched], self.clip'),
+    (54, 'memory: rows of the step before stay', 'optim_zero.py', 'pytest: tests/test_optim.py memory',
+     'p.pairs.clear()',
+     'pass'),
+    (54, 'memory: the sums of squares are not saved', 'optim_zero.py', 'pytest: tests/test_train.py stopped_by_signals',
+     'Spec(tuple(total.shape)), total, 0)',
+     'Spec(tuple(total.shape)), total * 0, 0)'),
+    (54, 'memory: a fork forgets what was read', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied or prefix',
+     'self.ids[b, :n] = self.ids[a, :n]',
+     'pass'),
+    (54, 'memory: the engine sees the ids one late', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
+     'torch.arange(1, 1 + self.model.cfg.past',
+     'torch.arange(2, 2 + self.model.cfg.past'),
+    (54, 'the ids before: across documents', 'model.py', 'pytest: tests/test_model.py packed and tied',
+     'w, mesh) * (past >= 0)[..., None]',
+     'w, mesh)'),
 ]
 
 

@@ -92,6 +92,16 @@ def test_a_hand_written_document_literally():
                 assert len(v) == 128 and (v[n if name == 'txt' else 4 if name == 'rc' else 2:] == (-1 if k == 'rc' else 0)).all(), k
 
 
+def test_past_ids_are_those_of_the_document():
+    """The nearest first; -1 before a document's first id in the row, and for padding."""
+    s = toy.shards([[('text', 'abcd')], [('text', 'xyz')]])
+    b, _ = collate([[(s, 0, 1, 2), whole(s, 1)]], 6, codec, 1, [(1, 0, 0)], past=2)       # a window: 'bc', then 'xy'
+    assert b['ids'].tolist() == [[98, 99, 120, 121, sp['pad'], sp['pad']]]
+    assert b['past'].tolist() == [[[-1, -1], [98, -1], [-1, -1], [120, -1], [-1, -1], [-1, -1]]]
+    b, _ = collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)], past=5)                     # more than the row has
+    assert b['past'].tolist() == [[[-1] * 5, [97] + [-1] * 4, [98, 97] + [-1] * 3]] and 'past' not in collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)])[0]
+
+
 def test_two_documents_in_a_row_and_two_rows():
     """Positions restart, documents are numbered, a document's last position is no input, flat positions count rows."""
     s = toy.shards([[('text', 'abc')], [('audio', np.ones((1, 128), np.float32))], [('text', 'xy')]])
@@ -258,14 +268,14 @@ def test_slices_together_are_the_whole(sets, cp):
     T, B = 128, 3
     keys = [(1, 0, r) for r in range(B)]
     rows = [pack_train(sets, np.array([0.9, 0.1]), T, k) for k in keys]
-    b, counts = collate(rows, T, codec, 2, keys)
+    b, counts = collate(rows, T, codec, 2, keys, past=3)
     assert counts[1] > 8 and counts[2] > 8
     got = {}
     for rank in range(cp):
-        c, its = collate(rows, T, codec, 2, keys, cp, rank)
+        c, its = collate(rows, T, codec, 2, keys, cp, rank, 3)
         cols = zigzag(T, cp, rank)
         assert its.tolist() == counts.tolist() and torch.equal(c['doc'], b['doc'])       # global counts, whole rows of documents
-        assert torch.equal(c['ids'], b['ids'][:, cols]) and torch.equal(c['pos'], b['pos'][:, cols])
+        assert torch.equal(c['ids'], b['ids'][:, cols]) and all(torch.equal(c[k], b[k][:, cols]) for k in ('pos', 'past'))
         for name in ('txt', 'img', 'aud', 'rc', 'xin_img', 'xin_aud'):
             part, n = live(c, name), T // cp
             assert (part[f'{name}_i'].diff() > 0).all()               # sorted

@@ -9,14 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toy
 from data.loader import collate, pack_train
-from model import D, Flow, ModelConfig, MoE, Muse, count_flops, count_params
+from model import D, Flow, ModelConfig, MoE, Muse, count_flops, count_params, ngrams
 from parallel import attention, attention_mask, expert_mlp, linear_cross_entropy, solo_mesh
 from toy import codec
 
 TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
-TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, tie=True, qk_norm=False)
+TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, tie=True, qk_norm=False, smear=2, ngram=toy.PAST + 1, ngram_rows=101)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -32,19 +32,19 @@ def muse(cfg=DENSE, seed=3, dtype=torch.float64):
 def gradients(model, batches):
     """({'loss', 'txt', ...} summed, {name: gradient})."""
     for p in model.parameters():
-        p.grad = None
+        p.grad, p.pairs = None, []
     total = {}
     for b in batches:
         out = model(b)
         out['loss'].backward()
         for k in ('loss', 'txt', 'img', 'aud'):
             total[k] = total.get(k, 0) + out[k].item()
-    return total, {n: p.grad for n, p in model.named_parameters()}
+    return total, {n: toy.touched(p) if p.spec.kind == 'table' else p.grad for n, p in model.named_parameters()}
 
 
 def batch(rows, T, key=(1, 0), dtype=torch.float64, draws=2, experts=True):
     """Chunks of rows -> a batch with weights 1; kind is there for experts."""
-    b, counts = collate(rows, T, codec, draws, [(*key, r) for r in range(len(rows))])
+    b, counts = collate(rows, T, codec, draws, [(*key, r) for r in range(len(rows))], past=toy.PAST)
     b = {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.items()}
     b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
     return b, counts
@@ -124,7 +124,7 @@ def test_absent_modality_is_zero_and_every_parameter_is_used(cfg):
         assert not n.startswith(('image', 'audio')) or (g == 0).all(), n
 
 
-@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16), dict(tie=True, act='swiglu')], ids=['dense', 'experts', 'tied'])
+@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16), dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101)], ids=['dense', 'experts', 'tied'])
 def test_every_parameter_learns_on_a_mixed_batch(more):
     """From the true initialisation, with its zeros perturbed (behind a zero there is no gradient yet)."""
     model, rng = Muse(ModelConfig(**{**TINY, 'zero_init': True, **more})).double(), torch.Generator().manual_seed(0)
@@ -207,6 +207,22 @@ def test_no_position_sees_a_later_one(dtype):
     assert torch.equal(other[:j], h[:j]) and (other[j] != h[j]).any()
 
 
+def test_contexts_have_rows_of_their_own():
+    """Equal contexts, and only they, share a row, but for chance; a longer context says more; all rows are used, evenly."""
+    rng = np.random.default_rng(0)
+    seen = torch.from_numpy(np.unique(rng.integers(-1, 300, (4000, 4)), axis=0))
+    rows = ngrams(seen[:, None, 0], seen[:, None, 1:], 1 << 20)
+    assert rows.shape == (len(seen), 3) and torch.equal(rows // (1 << 20), torch.arange(3).expand_as(rows))     # each length has its own
+    for n in range(3):
+        one = {}
+        for context, row in zip(seen[:, :n + 2].tolist(), rows[:, n].tolist()):
+            assert one.setdefault(tuple(context), row) == row
+        assert len(set(one.values())) > len(one) - 25, n               # 4000^2 / 2^21 = 8 pairs meet by chance
+    at = torch.cartesian_prod(torch.arange(256), torch.arange(256))    # the pairs of bytes, in 64 rows: 1024 of them in each
+    count = ngrams(at[:, :1], at[:, 1:, None], 64).flatten().bincount(minlength=64)
+    assert len(count) == 64 and (count - 1024).abs().max() < 6 * 32
+
+
 def test_documents_do_not_see_each_other():
     s = toy.shards([[('text', 'abcdef')], [('text', 'ghijkl')]])
     model = muse()
@@ -260,6 +276,14 @@ def by_the_book(model, b):
     nh, nkv, hd = cfg.n_head, cfg.n_kv_head, cfg.n_embd // cfg.n_head
     norm = lambda x, gain: F.rms_norm(x, x.shape[-1:], gain, 1e-6)
     x = P['wte'][b['ids']].flatten(0, 1)
+    for r, k in [(r, k) for r in range(B) for k in range(T)] if cfg.past else ():
+        context = b['ids'][r, k - int(b['pos'][r, k]):k + 1]           # its document in this row, up to here
+        for n in range(2, cfg.ngram + 1):                              # the memory's rows, looked up by the last n ids alone
+            last = torch.cat((torch.full((n,), -1), context))[-n:]
+            rows = ngrams(last[-1:].view(1, 1), last[:-1].flip(0).view(1, 1, n - 1), cfg.ngram_rows)
+            x = x.index_add(0, torch.tensor([r * T + k]), P['memory'][rows[0, -1:]])
+        for n in range(1, min(cfg.smear, len(context) - 1) + 1):
+            x = x.index_add(0, torch.tensor([r * T + k]), P[f'before.{n - 1}'][context[-1 - n:][:1]])
     for i, v, w in (('xin_img_i', b['xin_img'], P['image_in']), ('xin_aud_i', b['xin_aud'][:, :128], P['audio_in'])):
         x = x + torch.zeros_like(x).index_add(0, b[i], v @ w.t())
     waves = math.pi * 2.0 ** torch.arange(6, dtype=torch.float64)
@@ -301,12 +325,15 @@ def test_the_transformer_by_the_book(cfg):
     model = muse(cfg)
     keep = []
     model.norm.register_forward_hook(lambda m, a, y: keep.append(y))
+    if cfg.ngram:
+        model.memory.pairs = []
     model(b)
     want, got = by_the_book(model, b), keep[0]
     torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
     g = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=got.dtype)
     params = {n: p for n, p in model.named_parameters() if n != 'head' and '_out.' not in n}
-    for n, x, y in zip(params, *(torch.autograd.grad(h, list(params.values()), g) for h in (got, want))):
+    for n, x, y in zip(params, *(torch.autograd.grad(h, list(params.values()), g, allow_unused=True) for h in (got, want))):
+        x = toy.touched(model.memory) if n == 'memory' else x
         torch.testing.assert_close(x, y, rtol=0, atol=1e-10 * float(y.abs().max()), msg=n)
     for dtype, tol in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
         h, out = hidden(muse(cfg, dtype=dtype), {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.items()})
@@ -551,12 +578,14 @@ def test_parameters_on_paper_equal_those_there(name):
     model, p = Muse(cfg), count_params(cfg)
     assert p['total'] == sum(x.numel() for x in model.parameters())
     part = lambda *words: sum(x.numel() for n, x in model.named_parameters() if any(w in n for w in words))
+    assert p['memory'] == part('memory')
     assert p['experts'] == part('mlp.w1', 'mlp.w2')
     assert p['attention'] == part('.attn.')
     assert p['mlp'] == part('.mlp.up', '.mlp.down', '.mlp.shared', '.mlp.router')
-    assert p['embed'] == part('wte', '_in') - part('_out.')  + sum(x.numel() for n, x in model.named_parameters() if '_out.' in n and '_in' not in n)
+    assert p['embed'] == part('wte', 'before', '_in') - part('_out.')  + sum(x.numel() for n, x in model.named_parameters() if '_out.' in n and '_in' not in n)
     one = 0 if not cfg.n_expert else (3 if cfg.act == 'swiglu' else 2) * cfg.n_embd * cfg.expert_ff * max(0, cfg.n_layer - cfg.dense_layers)
-    assert p['active'] == p['total'] - (cfg.n_expert - cfg.top_k) * one if one else p['active'] == p['total']
+    idle = (cfg.n_expert - cfg.top_k) * one + p['memory'] // cfg.ngram_rows * (cfg.ngram_rows - 1)
+    assert p['active'] == p['total'] - idle
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -571,7 +600,7 @@ def test_operations_on_paper_equal_those_counted(name):
         model(b)
     paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3,
                         len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i']))
-    assert counted.get_total_flops() == paper
+    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd      # no matrix products
 
 
 def test_no_gradient_is_computed_when_none_is_wanted():
@@ -590,7 +619,7 @@ def test_no_gradient_is_computed_when_none_is_wanted():
 
 @pytest.mark.parametrize('bad, word', [
     (dict(act='gelu'), 'act=gelu'), (dict(n_embd=30), 'n_embd=30'), (dict(n_embd=12, n_head=4), 'odd'), (dict(n_kv_head=3), 'n_kv_head=3'),
-    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0')])
+    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'), (dict(ngram=1), 'ngram=1'), (dict(smear=-1), 'smear=-1'), (dict(ngram=4, ngram_rows=0), 'ngram_rows=0')])
 def test_bad_configurations_are_refused_in_one_line(bad, word):
     with pytest.raises(ValueError) as e:
         ModelConfig(**{**TINY, **bad})

@@ -209,6 +209,32 @@ def test_muon_float32_masters_follow_the_plain_one():
     want = plain_newton_schulz(grads['a']) * (6 / 4) ** 0.5
     assert masters(opt)['a'].dtype == torch.float32 and (step - want).norm() < 0.05 * want.norm()
 
+# ---------------------------------------------------------------- memory tables
+
+@pytest.mark.parametrize('micro', [2, 8])
+def test_memory_rows_follow_adagrad(micro):
+    """Against a dense loop over the rows; others keep their bits, and a step that is not finite changes nothing and leaves nothing behind."""
+    cfg = ModelConfig(vocab_size=toy.codec.n_vocab, n_layer=1, n_embd=32, flow_width=32, flow_depth=1, zero_init=False, ngram=toy.PAST + 1, ngram_rows=211)
+    opt, sets = Optimizer([model := Muse(cfg)], MESH, torch.float64, lr_scale=dict(table=20.0), clip=0.01), [toy.shards(toy.documents())]
+    want, total, idle = torch.zeros(3 * 211, 32, dtype=torch.float64), [0.0] * 3 * 211, set(range(3 * 211))
+    for step, bad in enumerate((False, False, True, False)):
+        batch = toy.micros(sets, step, micro=micro)
+        opt.start(len(batch))
+        for b in batch:
+            model(b)['loss'].backward()
+        grad = toy.touched(model.memory)
+        for row, g in enumerate(grad if not bad else ()):
+            if g.any():
+                total[row] += float(g.square().sum())
+                want[row] -= 0.05 * 20 * g / total[row] ** 0.5            # never clipped: it divides by its own norm
+                idle.discard(row)
+        opt.units[0].grad[0] += math.inf if bad else 0
+        assert math.isfinite(opt.step(0.05)) != bad and not model.memory.pairs
+        torch.testing.assert_close(model.memory.data, want, rtol=1e-12, atol=1e-14)
+    assert 20 < len(idle) < 500 and not model.memory.data[list(idle)].any()
+    named = {name: x for name, _, x, _ in opt.tensors()}
+    assert named['exp_avg_sq/memory'].tolist() == pytest.approx(total) and torch.equal(named['param/memory'], model.memory.data)
+
 # ---------------------------------------------------------------- precision
 
 @pytest.mark.parametrize('muon', [False, True])

@@ -19,14 +19,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 import grid
 import toy
 from data.loader import collate
 from model import build
 from optim_zero import Checkpoint, Optimizer
-from parallel import (_attend, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear_cross_entropy, make_mesh,
-                      moe, reduce_from, reduce_scatter_to, solo_mesh, split_to, zigzag)
+from parallel import (Spec, _attend, add_messages, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear,
+                      linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient, zigzag)
 from test_train import TINY, machine  # noqa: F401
 
 PATIENCE = 120      # seconds; those in which all processes are stopped do not count
@@ -117,6 +118,67 @@ def test_float32():
 
 def test_muon():
     agree(['dense tp4 sp', 'moe tp2 pp2 ep2 gpipe'], 1e-10, optimizers=('sgd', 'muon'))
+
+
+# ---------------------------------------------------------------- 8 bits
+
+def eight(x, kind, rows):
+    """What x is in 8 bits, from the definition: the largest of the tensor, or of each row, becomes the largest that there is."""
+    most = torch.finfo(kind).max
+    s = (x.abs().amax(1, keepdim=True) if rows else x.abs().max()).float().clamp(min=1e-12) / most
+    return (x / s).clamp(-most, most).to(kind).double() * s
+
+
+@pytest.mark.parametrize('how', ['tensorwise', 'rowwise'])
+@pytest.mark.parametrize('queued', [False, True])
+def test_linears_in_8_bits(how, queued):
+    """The products of the rounded operands, summed in float64; a row of zeros, and one gradient that is far above the others."""
+    e4, e5, rows, mesh = torch.float8_e4m3fn, torch.float8_e5m2, how == 'rowwise', solo_mesh()
+    x, w, dy = draw(1, 3, 16, 32), draw(2, 48, 32), draw(3, 3, 16, 48)
+    x[0, 0], dy[0, 0, 0] = 0, 1e3
+    x.requires_grad_(), w.requires_grad_()
+    w.spec = Spec((48, 32))
+    mesh.fp8, mesh.queue_dw = how, [] if queued else None
+    y = linear(x, w, mesh)
+    y.backward(dy)
+    if queued:
+        (_, d, a), = mesh.queue_dw
+        w.grad = weight_gradient(d, a, mesh)
+    flat, d = x.detach().view(48, 32), dy.view(48, 48)
+    near(y.detach().view(48, 48), eight(flat, e4, rows) @ eight(w.detach(), e4, rows).t(), 1e-6)
+    near(x.grad.view(48, 32), eight(d, e5, rows) @ eight(w.detach().t(), e4, rows).t(), 1e-6)
+    near(w.grad, d.t() @ flat if rows else eight(d.t(), e5, rows) @ eight(flat.t(), e4, rows).t(), 1e-6)
+    a, b = (z.detach().float() for z in (flat, w))                      # the kernel that CUDA has: slow here, the same
+    s, r = (z.abs().amax(1, keepdim=True) / 448 if rows else z.abs().max() / 448 for z in (a, b))
+    s = s.clamp(min=1e-12)
+    near(torch._scaled_mm((a / s).to(e4), (b / r).to(e4).t(), scale_a=s, scale_b=r.t(), out_dtype=torch.float32).double(), y.detach().view(48, 48), 1e-5)
+    assert float((y - F.linear(x, w)).detach().abs().max()) > 1e-3
+
+
+def in_8_bits(rank, name, how):
+    """-> the same as grid.run after one step, whole tensors of this rank with their slices."""
+    layout = grid.parse(name)
+    cfg = grid.config(layout['kind'])
+    mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie) \
+        if dist.is_initialized() else solo_mesh()
+    mesh.fp8 = how
+    lists = lambda m: add_messages(schedule(layout['schedule'], mesh.pp.size, m), m)[mesh.pp.rank] if mesh.pp.size > 1 else None
+    got = grid.run(layout, torch.float64, mesh, lists, steps=1, optimizers=('sgd',))
+    return got['loss/sgd'], {n: (spec, x) for n, (spec, x) in got['grad'].items()}
+
+
+@pytest.mark.parametrize('name, how', [('dense tp2', 'tensorwise'), ('moe tp2 sp', 'rowwise'), ('dense tp2 pp2 zbh1', 'rowwise'),
+                                       ('tied dp2 zero3 recompute', 'rowwise')])
+def test_8_bits_are_the_same_in_any_layout(name, how):
+    """Maxima are agreed on over tp, so what differs is float32 sums, and by them now and then a rounding; without 8 bits, every gradient does."""
+    loss, want = in_8_bits(0, name.split()[0], how)
+    plain = in_8_bits(0, name.split()[0], '')[1]
+    for got, grads in ranks(grid.size(grid.parse(name)), in_8_bits, name, how):
+        assert abs(float(got - loss)) < 1e-5 * float(loss)
+        for n, (spec, x) in grads.items():
+            ref = want[n][1]
+            assert float((x - spec.local(ref)).norm()) < 3e-3 * float(ref.norm()), n
+            assert 'blocks' not in n or float((ref - plain[n][1]).norm()) > 1e-2 * float(ref.norm())
 
 
 def test_the_rows_are_hard():

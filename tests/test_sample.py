@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def muse(eager=3.0, stop=None, mesh=None, **more):
     """float64, so that equal means equal; gains that are not 1; special tokens that matter to the grammar come up often, <eot> as `stop` says."""
     model = build(ModelConfig(**{**TINY, **more}), mesh or solo_mesh(), 1337)[0].double().eval()
-    for p in (p for n, p in model.named_parameters() if n.endswith('gain')):
-        p.data += .3 * torch.arange(len(p)).sin()
+    for n, p in model.named_parameters():
+        if n.endswith('gain') or n == 'memory' or n.startswith('before'):                                             # which begins at 0
+            p.data += .3 * p.spec.local(torch.arange(math.prod(p.spec.shape)).sin().view(p.spec.shape))
     head = getattr(model, 'wte' if model.cfg.tie else 'head', None)                          # the first stage has a copy of tied ones
     for k in ('eot', 'boi', 'boa', 'aud', 'eoa') if head is not None else ():
         i = sp[k] - (head.spec.blocks[0][0] if head.spec.blocks else 0)
@@ -65,7 +66,7 @@ def trained_path(model, doc):
     """An encoded document through collate and Muse.forward: hidden states (n - 1, C), the losses and the batch."""
     n, p, f = len(doc['ids']) - 1, len(doc['patches']), len(doc['frames'])
     s = dict(ids=doc['ids'], w=doc['w'], patch=doc['patches'], rc=doc['rc'], frame=doc['frames'], doc=np.array([[0, 0, 0], [n + 1, p, f]]))
-    b, _ = collate([[(s, 0, 0, n)]], n, codec, 1, [(1, 0, 0)])
+    b, _ = collate([[(s, 0, 0, n)]], n, codec, 1, [(1, 0, 0)], past=model.cfg.past)
     b = {k: v.to(model.norm.gain.dtype) if v.is_floating_point() and k != 'rc' else v for k, v in b.items()}          # coordinates are float32 everywhere
     keep = []
     hook = model.norm.register_forward_hook(lambda m, a, y: keep.append(y[0]))
@@ -158,7 +159,7 @@ def assert_same(got, want, name=''):
 
 SMALL = dict(seed=1, max_new=14, max_patches=6, flow_steps=3)
 HOW = dict(greedy=dict(temperature=0), seeded=dict(temperature=1.0), filtered=dict(temperature=0.8, top_k=20, top_p=0.9))
-MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=16, shared_ff=16, act='swiglu'), tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False))
+MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=16, shared_ff=16, act='swiglu'), tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, smear=2, ngram=4, ngram_rows=101))
 
 
 @pytest.fixture(scope='module')

@@ -44,7 +44,7 @@ PATIENCE = 600  # seconds that a run may take: machines pause
 TINY = ('--n_layer=1 --n_embd=32 --n_head=2 --flow_width=32 --flow_depth=1 --flow_draws=1 --block_size=64 --log_every=1 '
         '--tokens_per_step=256 --max_steps=12 --skills=0 --eval_docs=20 --tokenizer=bytes --dtype=float32 '
         '--device=cpu').split()
-MOE = '--n_layer=2 --n_expert=4 --top_k=2 --save_every=4 --eval_every=4 --keep_last=9'.split()
+MOE = '--n_layer=2 --n_expert=4 --top_k=2 --smear=2 --ngram=4 --ngram_rows=997 --save_every=4 --eval_every=4 --keep_last=9'.split()
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 
 # ---------------------------------------------------------------- inside the forked process
@@ -516,7 +516,7 @@ def test_init_from_a_folder_survives_a_damaged_checkpoint(machine, whole, tmp_pa
     r = machine.train(tmp_path, *flags)
     assert r.code == 0 and f'going on from {tmp_path}/step_00000002' in r.out, r.err
 
-@pytest.mark.parametrize('flag', ['--n_embd=64', '--n_layer=1', '--softcap=0', '--n_expert=8', '--z_loss=0', '--flow_width=64'])
+@pytest.mark.parametrize('flag', ['--n_embd=64', '--n_layer=1', '--ngram=3', '--softcap=0', '--n_expert=8', '--z_loss=0', '--flow_width=64'])
 def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     out = copy_of(whole, tmp_path / 'out', 4)
     key, value = flag[2:].split('=')
@@ -732,7 +732,7 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
-         ('--decay=foo', 'decay'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
+         ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
 
 @pytest.mark.parametrize('flags, parts', [(f, p) for f, *p in WRONG], ids=lambda v: v if isinstance(v, str) else '')
 def test_what_is_wrong_is_said_in_one_line(machine, tmp_path, flags, parts):

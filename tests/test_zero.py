@@ -28,7 +28,7 @@ import optim_zero
 import toy
 from model import build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
-from parallel import (add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
+from parallel import (Spec, add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
                       start_world)
 from test_parallel import GOOD, PATIENCE, ranks
 from test_train import TINY, assert_same, contents, machine, one_line, steps  # noqa: F401
@@ -355,7 +355,9 @@ def test_a_checkpoint_moves_through_layouts(tmp_path, kind):
         ck, whole = Checkpoint(source), {n: p for n, p in build(grid.config(kind), solo_mesh(), 7)[0].named_parameters()}
         assert {n.partition('/')[2] for n in ck.names} == whole.keys()
         for n in ck.names:
-            assert torch.equal(ck.full(n), content(n, whole[n.partition('/')[2]].spec)), (text, n)
+            spec = whole[n.partition('/')[2]].spec
+            spec = Spec(spec.shape[:1]) if spec.kind == 'table' and n[:3] == 'exp' else spec            # a number for each row
+            assert torch.equal(ck.full(n), content(n, spec)), (text, n)
         assert sum(f.stat().st_size for f in source.glob('*.bin')) == sum(ck.full(n).nbytes for n in ck.names)
 
 

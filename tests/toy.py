@@ -3,8 +3,11 @@ import numpy as np
 import torch
 from data.codec import Codec
 from data.loader import collate, pack_train
+from optim_zero import gather_rows
+from parallel import solo_mesh
 
 codec = Codec('bytes')
+PAST = 3                                                          # ids that n-gram memory sees before each: ngram=4
 
 
 def documents(n=40, seed=0):
@@ -29,6 +32,11 @@ def shards(docs):
     return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16), doc=at.astype(np.int64))
 
 
+def touched(table, g=solo_mesh().dpcp):
+    """The gradient that backward passes left for a memory table, as a dense tensor."""
+    return torch.zeros_like(table).index_add_(0, *gather_rows(table, g)) if table.pairs else torch.zeros_like(table)
+
+
 def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=0, dtype=torch.float64, experts=False, seed=560):
     """
     The microbatches of one step for one rank, as train.py makes them: weights already divided by the global counts. The seed was searched
@@ -41,7 +49,7 @@ def micros(sets, step, *, rows=8, micro=2, T=64, dp=1, dp_rank=0, cp=1, cp_rank=
     mine, out = range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp), []
     for m in range(0, len(mine), micro):
         at = list(mine[m:m + micro])
-        b, _ = collate([packed[r] for r in at], T, codec, 2, [keys[r] for r in at], cp, cp_rank)
+        b, _ = collate([packed[r] for r in at], T, codec, 2, [keys[r] for r in at], cp, cp_rank, PAST)
         for k, c in zip(('txt', 'img', 'aud'), counts):
             b[f'{k}_w'] /= c
         b = {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.items()}

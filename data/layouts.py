@@ -1,0 +1,238 @@
+"""
+The command `python parallel.py plan`: every layout of a model on a cluster, the best ones listed, and why the others fall out.
+
+    python parallel.py plan --model=config/dense_7b.py --gpus=8 --gpu=h100
+    python parallel.py plan --model=config/moe_30b.py --gpus=512 --gpu=b200 --top=5 --png=plan.png
+    python parallel.py plan --model=config/dense_405b.py --gpus=1024 --flops=500e12 --memory=64e9 --link=100e9 --net=25e9 --node=4
+    python parallel.py plan --model=config/dense_405b.py --gpus=1024 --simulate=true --spread=0.02       the best layout, event by event
+
+Keys of train.py may follow, as for train.py; a key of the layout given there (--tp=8) holds for all layouts. The layout that the file
+itself sets gets a line of its own. The formulas: data/plan.py.
+"""
+import ast, math, re
+from contextlib import redirect_stdout
+from dataclasses import fields
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from configurator import cast, configure
+from data.codec import SPECIALS, TIKTOKEN
+from data.plan import GPUS, H100, ROOM, cost, fullest
+from model import ModelConfig, count_params
+from parallel import check_layout
+
+
+# ---------------------------------------------------------------- the search
+
+def sizes(cfg):
+    """What parallel.check_layout wants to know of a model."""
+    return dict({k: getattr(cfg, k) for k in ('n_layer', 'n_head', 'n_kv_head', 'ff', 'n_expert', 'shared_ff')},
+                flow_width=cfg.flow_width * (cfg.image or cfg.audio))
+
+
+def layouts(cfg, T, rows, world, most, fixed, fell):
+    """
+    Every layout of `world` GPUs for a step of `rows` rows of T positions that parallel.check_layout lets pass. fixed: {key: value} that all
+    must have. fell, {reason without its numbers: [count, an example]}, is added to. most: the largest tp. gpipe is not tried: it idles as
+    long as 1f1b and holds more.
+    """
+    want = lambda key, values: [fixed[key]] if key in fixed else values
+
+    def out(text):
+        fell.setdefault(re.sub(r'[\d.]+', '', text), [0, text])[0] += 1
+    divide = [i for i in range(1, world + 1) if world % i == 0]
+    experts = [i for i in divide if cfg.n_expert % i == 0] if cfg.n_expert else [1]
+    for tp, pp, cp, ep in product(want('tp', [i for i in divide if i <= most]), want('pp', [i for i in divide if i <= cfg.n_layer]),
+                                  want('cp', [i for i in divide if i <= max(1, T // 4096)]), want('ep', experts)):
+        try:
+            dp = check_layout(world, tp=tp, pp=pp, cp=cp, ep=ep, sp=tp > 1, T=T, rows=rows, **sizes(cfg))
+        except ValueError as e:
+            out(str(e))
+            continue
+        if fixed.get('dp') not in (None, 0, dp):
+            continue
+        for zero, again, micro, v in product(want('zero', [0, 1, 2, 3] if dp * cp > 1 else [0]), want('recompute', [0, 1]),
+                                             want('rows', [i for i in (1, 2, 4, 8, 16) if i <= rows // dp]),
+                                             want('v', sorted({1, 2, 4, cfg.n_layer // pp}) if pp > 1 else [1])):
+            if rows // dp % micro:
+                out(f'{micro} rows of a microbatch do not divide the {rows // dp} of a rank: take a divisor')
+                continue
+            m = rows // dp // micro
+            for name in want('schedule', ['1f1b', 'zbh1'] if v == 1 else ['interleaved']) if pp > 1 else ['']:
+                if pp * v > cfg.n_layer:
+                    out(f'pp={pp} times {v} chunks exceeds n_layer={cfg.n_layer}: use up to {cfg.n_layer // pp} chunks')
+                elif name == 'interleaved' and (m % pp or v == 1):
+                    out(f'interleaved with {m} microbatches, pp={pp}: their number must be a multiple, such as {m - m % pp + pp}')
+                else:
+                    yield dict(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, zero=zero, recompute=again, rows=micro, m=m, schedule=name, v=v,
+                               fp8=fixed.get('fp8', False))
+
+
+def search(cfg, c, T, rows, world, fixed=()):
+    """
+    -> (results of cost(), fastest first, the best of each dp, tp, pp, cp, ep; {reason: [how often, an example]} of what fell out; how many
+    layouts were looked at).
+    """
+    fell, best, number, least = {}, {}, 0, math.inf
+    for l in layouts(cfg, T, rows, world, 2 * c['node'], dict(fixed), fell):
+        number += 1
+        full = fullest(cfg, l, T)
+        need = sum(full.values())
+        if need > ROOM * c['memory']:
+            least = min(least, need)
+            fell.setdefault('memory', [0, ''])[0] += 1
+            continue
+        r, mesh = cost(cfg, l, c, T, full=full), tuple(l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep'))
+        if mesh not in best or (r['seconds'], need) < (best[mesh]['seconds'], sum(best[mesh]['memory'].values())):
+            best[mesh] = r
+    if 'memory' in fell:
+        room = ROOM * c['memory'] / 1e9
+        fell['memory'][1] = f'more than {room:.1f} GB, {ROOM:.0%} of a GPU: the smallest of them needs {least / 1e9:.1f} GB'
+    return sorted(best.values(), key=lambda r: r['seconds']), fell, number + sum(n for k, (n, _) in fell.items() if k != 'memory')
+
+
+# ---------------------------------------------------------------- what is shown
+
+KINDS = ('parameters', 'gradients', 'masters', 'moments', 'activations', 'working')
+TIMES = ('products', 'attention', 'elementwise', 'tp', 'cp', 'ep', 'zero', 'bubble', 'optimizer')
+COLOURS = ('#4269d0', '#6cc5b0', '#97bbf5', '#ff725c', '#efb118', '#a463f2', '#ff8ab7', '#9c9c9c', '#3ca951')
+
+
+def label(l):
+    words = [f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1] or ['one GPU']
+    words += [l['schedule'] + (f' x{l["v"]}' if l['v'] > 1 else '')] * (l['pp'] > 1) + [f'zero{l["zero"]}'] * (l['zero'] > 0)
+    return ' '.join(words + ['recompute'] * bool(l['recompute']) + [f'rows{l["rows"]}'] + ['fp8'] * bool(l.get('fp8')))
+
+
+def table(results):
+    groups = ('tp', 'cp', 'ep', 'dp', 'pp')
+    heads = ('weight', 'grad', 'master', 'moment', 'activ', 'work', 'all')
+    print(f'{"":54s} {"GB of a GPU":^48s}  {"GB sent per step and GPU":^39s}')
+    print(f'{"layout":54s} ' + ' '.join(f'{k:>6s}' for k in heads) + '  ' + ' '.join(f'{k:>7s}' for k in groups)
+          + f'  {"idle":>5s} {"step s":>7s} {"tok/s":>7s} {"MFU":>5s}')
+    for r in results:
+        full = [r['memory'][k] for k in KINDS]
+        print(f'{label(r["layout"]):54s} ' + ' '.join(f'{x / 1e9:6.1f}' for x in (*full, sum(full))) + '  '
+              + ' '.join(f'{r["sent"][k] / 1e9:7.1f}' for k in groups)
+              + f'  {r["idle"]:5.1%} {r["seconds"]:7.3f} {r["tokens"]:7,.0f} {r["mfu"]:5.1%}')
+
+
+def draw(results, c, title, path):
+    """Two bars per layout as a PNG: where a step's seconds go, and what fills the memory of a GPU (the line: what may be planned for)."""
+    from PIL import Image, ImageDraw, ImageFont
+    font, step = ImageFont.load_default(15), 44
+    img = Image.new('RGB', (1500, 130 + step * len(results)), 'white')
+    pen, text = ImageDraw.Draw(img), '#222222'
+    pen.text((20, 12), title, text, ImageFont.load_default(20))
+    for x0, wide, unit, key, names, one, top in ((400, 470, 's', 'by', TIMES, 1, max(r['seconds'] for r in results)),
+                                                 (1040, 370, 'GB', 'memory', KINDS, 1e9, c['memory'] / 1e9)):
+        x = x0
+        for name, colour in zip(names, COLOURS):
+            pen.rectangle((x, 54, x + 12, 66), colour)
+            pen.text((x + 15, 50), name, text, ImageFont.load_default(12))
+            x += 21 + int(pen.textlength(name, ImageFont.load_default(12)))
+        for i, r in enumerate(results):
+            x, y = float(x0), 84 + step * i
+            for name, colour in zip(names, COLOURS):
+                w = r[key].get(name, 0) / one / top * wide
+                pen.rectangle((x, y, max(x, x + w - 1), y + 26), colour) if w >= 1 else None
+                x += w
+            pen.text((x + 5, y + 4), f'{sum(r[key].values()) / one:.3g} {unit}' + f'  MFU {r["mfu"]:.0%}' * (unit == 's'), text, font)
+            pen.text((20, y + 4), label(r['layout']), text, ImageFont.load_default(13)) if unit == 's' else None
+    line = 1040 + ROOM * 370
+    pen.line((line, 78, line, 84 + step * len(results)), '#cc0000', 2)
+    img.save(path)
+
+
+def read_config(args):
+    """Config files and flags as train.py takes them -> ({key: value}, ModelConfig, positions of a row, rows of a step)."""
+    root = Path(__file__).resolve().parents[1]
+    space = {'__file__': str(root / 'train.py')}
+    for a in ast.parse((root / 'train.py').read_text()).body:      # train.py's keys and defaults; configure() takes those above its call
+        if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant):
+            space[a.targets[0].id] = a.value.value
+    with redirect_stdout(StringIO()):                              # it would say what it overrides
+        configure(space, args)
+    text = TIKTOKEN.get(space['tokenizer']) or 256 + int('0' + space['tokenizer'].partition(':')[2])
+    given = {f.name: space[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'}
+    cfg = ModelConfig(vocab_size=text + len(SPECIALS) + space['n_loc'], **given)
+    return space, cfg, space['block_size'], space['tokens_per_step'] // space['block_size']
+
+
+NAMES = dict(dp='dp', tp='tp', pp='pp', cp='cp', ep='ep', zero='zero', recompute='recompute', rows='micro_rows', schedule='pp_schedule',
+             v='pp_chunks')                                        # a layout's keys and train.py's
+
+
+def own_layout(space, cfg, gpus):
+    """The layout that the keys of train.py set, on so many GPUs; ValueError as train.py would say it."""
+    l = {**{name: space[key] for name, key in NAMES.items()}, 'recompute': int(space['recompute']), 'fp8': bool(space.get('fp8', False))}
+    rows = space['tokens_per_step'] // space['block_size']
+    l['dp'] = check_layout(gpus, **{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'v', 'zero')}, sp=l['tp'] > 1, T=space['block_size'],
+                           rows=rows, **sizes(cfg))
+    l['rows'] = min(l['rows'], rows // l['dp'])
+    if rows // l['dp'] % l['rows']:
+        raise ValueError(f'micro_rows={l["rows"]} does not divide the {rows // l["dp"]} rows of a rank')
+    return {**l, 'm': rows // l['dp'] // l['rows'], 'schedule': l['schedule'] * (l['pp'] > 1)}
+
+
+def plan_command(argv):
+    """See the top of this file."""
+    k = dict(model='', gpus=8, gpu='h100', top=8, png='', simulate=False, spread=0.0, **{x: 0.0 for x in H100})
+    own, rest = {}, []
+    try:
+        for arg in argv:
+            key, equals, value = arg.removeprefix('--').partition('=')
+            if key not in k or not arg.startswith('--') or not equals:
+                rest.append(arg)
+                continue
+            try:
+                own[key] = cast(value, type(k[key]), True)
+            except (ValueError, OverflowError):
+                raise ValueError(f'{arg}: {key} is like {k[key]!r}') from None
+        k.update(own)
+        if k['gpu'] not in GPUS or k['gpus'] < 1 or not 1 <= k['top'] <= 100:
+            raise ValueError(f'--gpu={k["gpu"]} --gpus={k["gpus"]} --top={k["top"]}: use a gpu of {", ".join(GPUS)}, gpus of 1 and more, '
+                             'top of 1 to 100')
+        if any(k[x] <= 0 for x in H100 if x in own):
+            raise ValueError(f'a cluster by numbers: {", ".join(H100)} are above 0')
+        c = {**GPUS[k['gpu']], **{x: k[x] for x in H100 if x in own}}
+        c['node'] = max(1, int(c['node']))
+        space, cfg, T, rows = read_config(([k['model']] if k['model'] else []) + rest)
+        told = {arg[2:].partition('=')[0] for arg in rest if arg.startswith('--')}
+        fixed = {**{name: space[key] for name, key in NAMES.items() if key in told}, 'fp8': bool(space.get('fp8', False))}
+        p = count_params(cfg)
+        print(f'{p["total"] / 1e9:.2f} B parameters ({p["active"] / 1e9:.2f} B active), {rows} rows of {T} per step, '
+              f'{k["gpus"]} x {k["gpu"]}: {c["flops"] / 1e12:.0f} TFLOP/s, {c["memory"] / 1e9:.0f} GB,\n'
+              f'{c["link"] / 1e9:.0f} GB/s in a node of {c["node"]}, '
+              f'{c["net"] / 1e9:.0f} GB/s across')
+        results, fell, number = search(cfg, c, T, rows, k['gpus'], fixed)
+        if not results:
+            why = '; '.join(f'{n} times: {text}' for n, text in sorted(fell.values(), reverse=True)[:4])
+            raise ValueError(f'none of {number} layouts can run: {why}')
+    except ValueError as e:
+        raise SystemExit(f'plan {" ".join(argv)}: {e}')
+    try:
+        mine, why = [cost(cfg, own_layout(space, cfg, k['gpus']), c, T)], '^'
+    except ValueError as e:
+        mine, why = [], f'cannot run: {e}'
+    table(results[:k['top']] + mine)
+    print(f'{why} as set in {k["model"] or "train.py"}')
+    print(f'{number:,} layouts looked at; the best of each dp, tp, pp, cp, ep is listed. What fell out, with an example:')
+    for n, why in sorted(fell.values(), key=lambda x: -x[0]):
+        print(f'{n:8,d}  {why}')
+    r = results[0]
+    said = {k: x for k, x in r['layout'].items() if k in ('dp', 'rows') or k not in ('m', 'recompute', 'fp8') and x not in (0, 1, '')}
+    flags = [f'--{NAMES[k]}={x}' for k, x in said.items()]
+    print('flags of the best:', *flags, *['--sp=true'] * (r['layout']['tp'] > 1), *['--recompute=true'] * r['layout']['recompute'])
+    share = {name: r['by'].get(name, 0) / r['seconds'] for name in TIMES}
+    print('of the best step: ' + ', '.join(f'{name} {x:.1%}' for name, x in share.items() if x > .0005))
+    if k['png']:
+        draw(results[:k['top']], c, f'{k["model"] or "train.py"} on {k["gpus"]} x {k["gpu"]}', k['png'])
+        print(f'chart: {k["png"]}')
+    if k['simulate']:
+        from data import cluster
+        for spread in dict.fromkeys((0.0, k['spread'])):
+            ran = cluster.simulate_cluster(cfg, r['layout'], c, T, spread=spread)
+            print(f'simulated, {k["gpus"]} ranks, {ran["events"]:,} events, speeds spread by {spread:.0%}: {ran["seconds"]:.3f} s, formula '
+                  f'{r["seconds"]:.3f} s, difference {ran["seconds"] / r["seconds"] - 1:+.1%}')
+    return results

@@ -1,0 +1,47 @@
+"""
+Linears in 8 bits against bfloat16: the default job, the same batches and weights, beginning of the run.
+
+    python tests/bench/fp8.py                    500 steps each, about 10 minutes on 2 cores
+
+On a CPU the operands are rounded to 8 bits and multiplied in the compute type, so this shows the numbers and not the speed. Training loss is the mean of the
+last fifth of the steps. The target: within 1% of bfloat16 (float32 where the machine has no fast bfloat16), training and validation.
+"""
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from configurator import configure
+
+steps = 500
+flags = ''       # more flags for train.py, separated by spaces
+configure(globals())
+
+
+def run(fp8, out):
+    """-> dict(train=..., and of the validation: txt, img, aud)."""
+    done = subprocess.run([sys.executable, 'train.py', f'--fp8={fp8}', f'--max_steps={steps}', '--log_every=1', '--skills=0', '--save_every=0',
+                           f'--out_dir={out}', '--init_from=scratch', *flags.split()], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-1000:] + done.stderr[-1000:])
+        print(json.dumps(dict(bench='fp8', ok=False)))
+        sys.exit(1)
+    rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
+    val, = (v for r in rows for v in r.get('val', {}).values())
+    return dict(train=mean(r['loss'] for r in rows if r.get('step', 0) > .8 * steps and 'loss' in r), **{k: val[k] for k in ('txt', 'img', 'aud')})
+
+
+print(f'{"":12s} ' + ' '.join(f'{k:>16s}' for k in ('train', 'val txt', 'val img', 'val aud')))
+got, worst = {}, 0.0
+for fp8 in ('', 'tensorwise', 'rowwise'):
+    with tempfile.TemporaryDirectory() as tmp:
+        got[fp8] = run(fp8, tmp)
+    off = {k: v / got[''][k] - 1 for k, v in got[fp8].items()}
+    worst = max(worst, *off.values())                              # better is no fault
+    print(f'{fp8 or "none":12s} ' + ' '.join(f'{v:8.4f} {off[k]:+6.2%} ' for k, v in got[fp8].items()), flush=True)
+print(json.dumps(dict(bench='fp8', ok=worst <= .01, steps=steps, worst=worst, losses={k or 'none': v for k, v in got.items()})))
+sys.exit(worst > .01)

@@ -59,8 +59,9 @@ def trl():
             took[-1] += time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         args = GRPOConfig(output_dir=out, per_device_train_batch_size=rows, num_generations=GROUP, max_completion_length=new,
-                          max_steps=steps, temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no', logging_steps=10 ** 6,
-                          learning_rate=1e-4, gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
+                          max_steps=steps, temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no',
+                          logging_steps=10 ** 6, learning_rate=1e-4,
+                          gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
         prompts = Dataset.from_list([dict(prompt=f'{i:0{PROMPT - 1}d}=') for i in range(4096)])
         trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=args,
                               train_dataset=prompts, processing_class=tokenizer, callbacks=[Clock()])

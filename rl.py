@@ -20,6 +20,7 @@ import torch.distributed as dist
 from configurator import configure
 from data.codec import Codec
 from data.loader import collate
+from data.plot import save_plot
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
@@ -29,21 +30,25 @@ from sample import Engine, turn
 init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
 out_dir = 'out-rl-signs'   # checkpoints, metrics.jsonl
 eval_every = 20            # steps; 0: only before and after
-eval_problems = 64         # distinct ones of each part
+eval_problems = 64         # distinct ones; of the harder levels half as many
 last_problems = 256        # the same before and after
 eval_samples = 32          # of each
 save_every = 50            # steps; 0: only at the end
 keep_last = 2              # checkpoints
+plot = False               # out_dir/curves.png at the end
 # -------- task
 task = 'signs'             # data/NAME/task.py
 levels = '3'               # trained on; 3+4+5: in proportion to p (1 - p) of their solve rates p
 harder = '4'               # only evaluated
+more = ''                  # levels that are trained on, too, ...
+more_at = 0                # ... from this step on: what was solved is compressed by lam, what is new makes thoughts grow again
 # -------- rollouts
 prompts = 16               # groups per step that something can be learned from
 group = 16                 # rollouts of a problem
 rounds = 3                 # of sampling, to replace groups that are solved by all or by none
 max_new = 96               # tokens; a rollout without <eot> by then is truncated
 budget = False             # max_new was declared, so truncated is wrong; else it is not learned from, but stays in the baseline
+tools = True               # False: calls stay without an answer, which measures the floor of a task that needs them
 temperature = 1.0          # of sampling; the policy that is learned is the one at 1
 sample_rows = 256          # rollouts in lockstep
 # -------- reward
@@ -214,11 +219,12 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
         die(why)
 compute, job = getattr(torch, dtype), import_module(f'data.{task}.task')
 try:
-    trained, beyond = ([int(x) for x in s.split('+') if x] for s in (levels, harder))
-    if not trained or set(trained + beyond) - set(job.LEVELS):
+    trained, beyond, later = ([int(x) for x in s.split('+') if x] for s in (levels, harder, more))
+    if not trained or set(trained + beyond + later) - set(job.LEVELS):
         raise ValueError
 except (ValueError, AttributeError):
-    die(f'levels={levels}, harder={harder}: write 3, or 3+4+5, out of {getattr(job, "LEVELS", "none: this task is not one for RL")}')
+    known = getattr(job, 'LEVELS', 'none: this task is not one for RL')
+    die(f'levels={levels}, harder={harder}, more={more}: write 3, or 3+4+5, out of {known}')
 rank, world, device = start_world(device)
 master = rank == 0
 say = print if master else (lambda *a, **k: None)
@@ -258,7 +264,7 @@ def state(saving=False):
     yield from () if saving and mesh.dpcp.rank else biases(models)
 
 step, asked, ramp_at, first = 0, 0, -1, {}             # asked: problems so far; ramp_at: when thinking began to cost; first: see alarms
-rates = {str(l): 0.5 for l in trained}                 # solve rate of each level, a moving average
+rates = {str(l): 0.5 for l in trained + later}                 # solve rate of each level, a moving average
 try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     there = checkpoints(out_dir)
@@ -299,19 +305,21 @@ def sync():
         save_checkpoint(out_dir, 'sampler', (x for x in state(saving=True) if x[0].startswith('param/')), {}, mesh)
         Checkpoint(Path(out_dir) / 'sampler').fill((f'param/{n}', p.spec, p) for n, p in sampler.named_parameters())
 
-def rollout(encoded, number):
+def rollout(encoded, ctxs, number):
     """
-    Encoded prompts -> for each dict(ids: what came after it; for each of them logp: log-probability under the policy, logq: under what it
-    was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>). The one place that knows the engine. Each rank takes its share; random
-    numbers depend on (seed, number, place in the list) alone; every rank gets all of them. The same prompt again is read once.
+    Encoded prompts, and for each what its tools may use (or None) -> for each dict(ids: what came after it; for each of them logp: its
+    log-probability under the policy, logq: under what it was drawn from, w: 1 drawn, 0 inserted; done: it ended by <eot>; doc: prompt
+    and all of it). The one place that knows the engine. Each rank takes its share; random numbers depend on (seed, number, place in the
+    list) alone; every rank gets all of them. The same prompt again is read once.
     """
     sync()
     engine, n = Engine(sampler, codec, rows=sample_rows), len(encoded)
-    rows = {i: engine.add(encoded[i], index=i, seed=seed * 1009 + number, max_new=max_new, temperature=temperature)
+    rows = {i: engine.add(encoded[i], index=i, seed=seed * 1009 + number, max_new=max_new, temperature=temperature,
+                          ctx=None if ctxs[i] is None else dict(ctxs[i], room=block_size))
             for i in range(rank * n // world, (rank + 1) * n // world)}
     engine.run()
-    mine = {i: dict(ids=r.ids, logp=np.array(r.logp), logq=np.array(r.logq), w=np.array(r.w, np.uint8), done=r.ids[-1] == codec.sp['eot'])
-            for i, r in rows.items()}
+    mine = {i: dict(ids=r.ids, logp=np.array(r.logp), logq=np.array(r.logq), w=np.array(r.w, np.uint8), done=r.ids[-1] == codec.sp['eot'],
+                    doc=r.result['doc']) for i, r in rows.items()}
     said = [mine]
     if world > 1:
         said = [None] * world
@@ -319,9 +327,13 @@ def rollout(encoded, number):
     return [o for _, o in sorted((io for part in said for io in part.items()), key=lambda io: io[0])]
 
 def split(ids):
-    """What came after a prompt -> thought, answer: what stands before the last </think>, and behind it; no answer in an open thought."""
-    sp, ids = codec.sp, [i for i in ids if i != codec.sp['eot']]
-    end = max((k for k, i in enumerate(ids) if i == sp['/think']), default=len(ids) if sp['think'] in ids else -1)
+    """
+    What came after a prompt -> thought, answer: what stands before the last </think> or </out>, and behind it; no answer in an open thought
+    or call.
+    """
+    sp, ids = codec.sp, [i for i in ids if i not in [codec.sp[k] for k in ('eot', 'img', 'aud')]]
+    marks = [k for k, i in enumerate(ids) if i in [sp[m] for m in ('think', '/think', 'tool', '/tool', '/out')]]
+    end = (marks[-1] if ids[marks[-1]] in (sp['/think'], sp['/out']) else len(ids)) if marks else -1
     return codec.untext([i for i in ids[:max(end, 0)] if i != sp['think']]), codec.untext(ids[end + 1:])
 
 def ask(problems, k, number):
@@ -329,16 +341,15 @@ def ask(problems, k, number):
     k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
     n: tokens drawn, r and second: what both verifiers say; what did not end has no answer.
     """
-    encoded = [codec.encode(p.get('prompt') or turn(codec, p['question'])) for p in problems]
+    encoded = [codec.encode(turn(codec, p['question'], p.get('images', ()))) for p in problems]
     if (n := max(len(e['ids']) for e in encoded) + max_new) > block_size:
         die(f'block_size={block_size} is less than a prompt and max_new={max_new}: use --block_size={-(-n // 64) * 64} or less --max_new')
-    rolls = rollout([e for e in encoded for _ in range(k)], number)
+    rolls = rollout([e for e in encoded for _ in range(k)], [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)
     for i, o in enumerate(rolls):
         p, e = problems[i // k], encoded[i // k]
         thought, answer = split(o['ids'])
         r, second = (float(f(p, answer)) if o['done'] else 0.0 for f in (job.verify, job.judge))
-        doc = dict(e, ids=np.concatenate([e['ids'], np.array(o['ids'], np.int64)]), w=np.concatenate([0 * e['w'], o['w']]))
-        o.update(problem=p, doc=doc, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
+        o.update(problem=p, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
     return [rolls[i:i + k] for i in range(0, len(rolls), k)]
 
 def figures(groups):
@@ -353,14 +364,15 @@ def figures(groups):
 
 def evaluate(n):
     """
-    n held-out problems of the trained levels ('held') and of harder ones, which are never trained on -> their figures, with pass@k by the
-    second verifier; always the same problems and random numbers. canary: rewards for problems without a solution.
+    n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the second verifier; always
+    the same problems and random numbers. canary: rewards for problems without a solution.
     """
     out = {}
-    for number, part, ls in ((0, 'held', trained), (1, 'harder', beyond)):
+    for number, part, ls, n in ((0, 'held', trained, n), (1, 'harder', beyond, -(-n // 2))):
         if not ls:
             continue
-        ps = {p['question']: p for p in (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))}             # distinct
+        ps = (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))
+        ps = {str([v for k, v in p.items() if k not in ('images', 'ctx')]): p for p in ps}             # distinct
         groups = ask(list(ps.values())[:n], eval_samples, number)
         right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
@@ -461,8 +473,9 @@ while step < max_steps:
     groups, kept, A = [], [], []
     for k in range(rounds):                            # groups that nothing can be learned from are dropped, and others asked for
         n = prompts if k == 0 else min(prompts, math.ceil((prompts - len(kept)) / max(len(kept) / len(groups), 0.25)))
-        odds = [rates[str(l)] * (1 - rates[str(l)]) + 0.02 for l in trained]
-        ls = [random.Random(f'{seed}/{i}').choices(trained, odds)[0] for i in range(asked, asked + n)]
+        now = trained + (later if step >= more_at else [])
+        odds = [rates[str(l)] * (1 - rates[str(l)]) + 0.02 for l in now]
+        ls = [random.Random(f'{seed}/{i}').choices(now, odds)[0] for i in range(asked, asked + n)]
         new = ask([job.problem(f'{seed}/{i}', l, 'train') for i, l in enumerate(ls, asked)], group, 8 + step * rounds + k)
         groups, asked = groups + new, asked + n
         r, length = (np.array([[o[x] for o in g] for g in new], np.float64) for x in ('r', 'n'))
@@ -481,7 +494,7 @@ while step < max_steps:
     dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
     f = dict(figures(groups), **out, dropped=dropped, groups=len(kept), lam=lam_now)
     first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()
-    if lam and ramp_at < 0 and np.mean(list(rates.values())) >= lam_from:
+    if lam and ramp_at < 0 and np.mean([rates[str(l)] for l in now]) >= lam_from:
         ramp_at = step
         say(f'step {step}: the solve rate has reached {lam_from}: thinking costs from here on, up to lam={lam} in {lam_ramp} steps')
     say(f"step {step:04d}/{max_steps:04d} | reward {f['pass1']:.3f} | len {f['length']:.1f} | entropy {f['entropy']:.3f} | "
@@ -492,7 +505,7 @@ while step < max_steps:
     wrong = alarms(f, first)
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate(last_problems if step == max_steps else eval_problems)
-        wrong += alarms(dict(val, gap=float(np.mean(list(rates.values()))) - val['pass1']), first)
+        wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]
     record(step=step, **f, rates=rates, sample_ms=1000 * (t1 - t0), train_ms=1000 * (t2 - t1), alarms=wrong, strange=strange[:9],
            tokens=sum(o['n'] for g in groups for o in g))
@@ -504,4 +517,15 @@ if stopped and step < max_steps:
     save()
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
+if plot and master:
+    rows = [json.loads(line) for line in open(Path(out_dir) / 'metrics.jsonl')]
+    steps, vals = ({r['step']: r for r in rows if key in r} for key in ('tokens', 'val'))          # of a step said twice the last counts
+    drawn = dict(zip([0, *sorted(steps)], np.cumsum([0] + [steps[k]['tokens'] for k in sorted(steps)]).tolist()))
+    parts = [x for x in ('held', 'harder') if any(x in v['val'] for v in vals.values())]
+    curve = lambda of, part, key: [(drawn[k] if of else k, vals[k]['val'][part][key]) for k in sorted(vals)]
+    ks = [k for k in (1, 4, 16) if k <= eval_samples]
+    save_plot(Path(out_dir) / 'curves.png', [
+        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(True, x, f'pass{k}') for x in parts for k in ks}),
+        ('tokens of a rollout', 'step', False, {x: curve(False, x, 'length') for x in parts}),
+        *((k, 'step', False, {'training': [(n, steps[n][k]) for n in sorted(steps)]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

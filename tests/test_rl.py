@@ -20,16 +20,18 @@ import pytest
 import torch
 
 from data.codec import Codec
+from data.tools import call
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
 from parallel import forward_backward, forward_only, make_mesh, solo_mesh
-from sample import generate
+from sample import Engine, turn
 from test_parallel import ranks
 from test_train import TERM, machine, one_line  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 codec = Codec('bytes')
-TASKS = ('signs', 'countdown', 'chain')
+THINK, TOOLS = ('signs', 'countdown', 'chain'), ('pytool', 'lookup', 'peek', 'point', 'spawn')
+TASKS = THINK + TOOLS
 
 
 def functions(script, *names):
@@ -40,7 +42,8 @@ def functions(script, *names):
     return SimpleNamespace(**{n: space[n] for n in names})
 
 
-rl = functions('rl.py', 'advantages', 'coefficients', 'pass_at', 'repeated', 'alarms', 'pack')
+rl = functions('rl.py', 'advantages', 'coefficients', 'pass_at', 'repeated', 'alarms', 'pack', 'split')
+rl.split.__globals__['codec'] = codec
 
 
 # ---------------------------------------------------------------- tasks
@@ -56,6 +59,18 @@ def candidates(task, p, rng):
         return [''.join(s) for n in (p['level'] - 2, p['level'] - 1, p['level']) for s in product('+-', repeat=n)]
     if task.NAME == 'chain':
         return [str(v) for v in range(-3, 103)] + [f'0{v}' for v in range(10)]
+    if task.NAME == 'pytool':
+        n = p['product'] or 10 ** 5
+        return [str(n + d) for d in range(-9, 10)] + [f'0{n}', f'+{n}', f'{n}.0', f'{n}*1', str(n * 10), str(n)[:-1]]
+    if task.NAME == 'lookup':
+        return [str(v) for v in range(95, 1005)] + ['0100', '+204']
+    if task.NAME == 'peek':
+        return [str(v) for v in range(-1, 11)] + ['07']
+    if task.NAME == 'spawn':
+        v = p['values'] or [1, 2]
+        return [','.join(map(str, x)) for x in (v, v[::-1], v[1:], v + v[:1], [(n + 1) % 100 for n in v])] + [' '.join(map(str, v)), '07']
+    if task.NAME == 'point':
+        return [f'<point><{x}><{y}>' for x in range(0, 66, 3) for y in range(1, 66, 3)] + ['<point><5>', '<box><5><5>']
     out = []
     for _ in range(60):
         s = ''
@@ -108,14 +123,18 @@ def test_splits_have_no_problem_in_common(task):
     def key(p):
         if task.NAME == 'signs':
             return p['digits'][0], *sorted(p['digits'][1:]), p['target']
-        return (*sorted(p['numbers']), p['target']) if task.NAME == 'countdown' else p['question']
+        if task.NAME == 'pytool':
+            return tuple(sorted(p['question'][:-1].split('*')))
+        return {'countdown': lambda: (*sorted(p['numbers']), p['target']), 'peek': lambda: (p['images'][0] > 16).tobytes(),
+                'point': lambda: str(sorted(p['boxes']))}.get(task.NAME, lambda: p['question'])()
     for level in list(task.LEVELS)[1:3]:
         train, held = ({key(task.problem(i, level, s)) for i in range(400)} for s in ('train', 'held'))
-        assert not train & held and task.problem(3, level) == task.problem(3, level) != task.problem(4, level)
+        assert not train & held and key(task.problem(3, level)) == key(task.problem(3, level)) != key(task.problem(4, level))
     if task.NAME == 'signs':
         assert len({task.problem(i, 3, 'held')['question'] for i in range(8 * 256)}) >= 256
 
 
+@pytest.mark.parametrize('task', [import_module(f'data.{n}.task') for n in THINK], ids=THINK)
 def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task):
     """Every step counts as right; one wrong character makes some step wrong; validation documents are about held-out problems."""
     prepare, rng = import_module(f'data.{task.NAME}.prepare'), random.Random(0)
@@ -129,13 +148,62 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
         if task.NAME == 'chain' or (thought and not thought[0].endswith('x')):
             assert task.verify(p, answer) == 1
         text = thought[0] if thought else ''
-        styles.add((bool(thought), '+' in text or '-' in text, len(text.split(',')) == p['level']))
+        styles.add((bool(thought), '=' in text, len(text.split(',')) == p['level']))
         if thought:
-            at = rng.choice([k for k, c in enumerate(thought[0]) if c.isdigit()])
-            bad = thought[0][:at] + str((int(thought[0][at]) + rng.randint(1, 9)) % 10) + thought[0][at + 1:]
+            at = rng.choice([k for k, c in enumerate(thought[0]) if c.isalnum() and c != "x"])
+            bad = thought[0][:at] + rng.choice([c for c in '0123456789' if c != thought[0][at]]) + thought[0][at + 1:]
             r, t = task.steps(p, bad)
             spoiled += r < t
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_what_the_warm_start_reads_is_what_the_tools_say(name):
+    """The calls that a problem needs, run, give what the documents of the warm start have between <out> and </out>."""
+    task, prepare = (import_module(f'data.{name}.{m}') for m in ('task', 'prepare'))
+    p = task.problem(3, level := list(task.LEVELS)[1])
+    calls = {'pytool': lambda: [task.call(p)], 'lookup': lambda: task.calls(p), 'peek': lambda: [task.call(p['place'])],
+             'spawn': lambda: [task.call(p)], 'point': list}[name]()
+    agents = dict(spawn=lambda tasks: [str(task.values(t)[-1]) for t in tasks]) if name == 'spawn' else {}
+    said = [call(c, {**p['ctx'], **agents}) for c in calls]
+    thought = ''.join(f'<tool>{c}</tool><out></out>' for c in calls)
+    assert task.steps(p, thought) == (len(calls), len(calls)) and task.steps(p, thought.replace('"', "'"))[0] == 0
+    if name == 'pytool':
+        refused = said[0][0][1].startswith('python: no sandbox')
+        assert said == [[('text', f'{p["product"]}\n', 0)]] or refused
+    if name == 'spawn':
+        assert said == [[('text', '\n'.join(f'{k}. {v}' for k, v in enumerate(p['values'], 1)), 0)]]
+    if name == 'lookup':
+        world = {**task.links(random.Random(f'lookup/3/{level}/train').randrange(task.WORLDS), 'train')}
+        heads = [f'{p["path"][0]}.txt: '] + ['1  '] * level
+        assert said == [[('text', head + task.text(n, world), 0)] for head, n in zip(heads, p['path'])]
+    if name == 'peek':
+        (_, crop, _, box), = said[0]
+        assert (crop == p['ctx']['images'][0][tuple(slice(8 * k, 8 * k + 8) for k in p['place'])]).all() and box[1] == p['place'][0] / 16
+        other = [task._make(random.Random(0), ['red', 'blue'], [d, 9 - d], [(3, 4), (9, 9)])['images'][0] for d in range(10)]
+        assert all((o == other[0]).all() for o in other)      # without a look nothing shows which digits they are
+    for i in range(40):
+        doc = codec.encode(prepare.document(i, ('train', 'val')[i % 2], codec))
+        said = codec.untext(doc['ids'])
+        assert said.endswith('<eot>') and said.count('<tool>') == said.count('</out>') and len(doc['ids']) < 300
+        if name == 'spawn' and '<agent>' in said:             # an agent has room for one sum
+            assert (doc['w'] > 0).sum() <= task.AGENT
+        inside = 0
+        for t, w in zip(doc['ids'].tolist(), doc['w'].tolist()):
+            inside += (t == codec.sp['out']) - (t == codec.sp['/out'])
+            assert not (inside and w)                         # what a tool said is not learned
+
+
+@pytest.mark.parametrize('said, thought, answer', [
+    ('+-', '', '+-'), ('<think>3+4</think>+-', '3+4', '+-'), ('<think>3+4', '3+4', ''), ('+-<think>', '+-', ''),
+    ('<tool>f{}</tool><out>7</out>7', '<tool>f{}</tool><out>7', '7'), ('<tool>f{}</tool>', '<tool>f{}</tool>', ''),
+    ('5<tool>f{}', '5<tool>f{}', ''), ('<think>a</think>1<think>b</think>2', 'a</think>1b', '2'),
+    ('<think>a<tool>f{}</tool><out>7</out>b</think>8', 'a<tool>f{}</tool><out>7</out>b', '8'),
+    ('<tool>f{}</tool><out>7</out><think>7', '<tool>f{}</tool><out>7</out>7', ''), ('', '', '')])
+def test_the_answer_is_what_stands_behind_the_last_thought_or_result(said, thought, answer):
+    """An open thought or call has none."""
+    ids = [i for t in re.split('(</?[a-z]+>)', said) for i in ([codec.sp[t[1:-1]]] if t[:1] == '<' else codec.text(t))]
+    assert rl.split(ids) == rl.split([*ids, codec.sp['eot']]) == (thought, answer)
 
 
 # ---------------------------------------------------------------- the formulas
@@ -306,6 +374,34 @@ def test_layouts_give_the_gradient_of_one_process(kw, zero):
             assert torch.allclose(g, part, rtol=1e-9, atol=1e-12 * max(1e-3, float(part.abs().max()))), n
 
 
+@pytest.mark.parametrize('temperature', [0.7, 1.0])
+def test_the_sampler_says_what_the_trainer_says(temperature):
+    """
+    log-probabilities of the policy (temperature 1, whatever it was drawn at), of prompts of different lengths in one batch, as the trainer
+    has them: alone in a row that it fills (no padding), first in a longer row (padding on the right), last behind others. float64.
+    """
+    model, = build(ModelConfig(**CFG, image=False, audio=False), solo_mesh(), 5)
+    engine = Engine(model.double().eval(), codec, rows=4)
+    prompts = [codec.encode(turn(codec, 'q' * n)) for n in (1, 9, 4, 2, 6)]
+    rows = [engine.add(p, index=i, seed=3, max_new=12 + i, temperature=temperature) for i, p in enumerate(prompts)]
+    engine.run()
+    rolls = [dict(doc=r.result['doc'], first=len(p['ids']), w=np.array(r.w, np.uint8)) for r, p in zip(rows, prompts)]
+    sizes = [len(o['w']) for o in rolls]
+    def trainer(some, T):
+        (b, where), = rl.pack(some, T, 1, solo_mesh(), codec)
+        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
+        said = forward_only([model], b, solo_mesh(), (1, T, 32), torch.float64, 'cpu')['txt_each'].numpy()
+        seen = np.full(sum(len(o['w']) for o in some), np.nan)
+        seen[where[where >= 0]] = -said[where >= 0]
+        return seen
+    for i, (o, r) in enumerate(zip(rolls, rows)):
+        n = len(o['doc']['ids']) - 1
+        for got in (trainer([o], n), trainer([o], n + 20), np.split(trainer(rolls, 150), np.cumsum(sizes))[i]):
+            np.testing.assert_allclose(got[o['w'] > 0], np.array(r.logp)[o['w'] > 0], rtol=1e-9, atol=1e-12)
+    drawn = np.concatenate([(np.array(r.logq) - np.array(r.logp))[np.array(r.w) > 0] for r in rows])
+    assert 0 < drawn.min() < drawn.max() < 0.05 if temperature == 1 else np.abs(drawn).max() > 0.2     # 1: grammar excludes some
+
+
 # ---------------------------------------------------------------- guards
 
 def test_alarms_name_what_is_wrong_and_only_that():
@@ -394,11 +490,12 @@ def test_stopped_and_resumed_is_bit_equal(machine, warm, whole, tmp_path):  # no
     assert records(tmp_path) == records(whole[0])
 
 
-@pytest.mark.parametrize('flags', ['--dp=2', '--tp=2', '--pp=2', '--dp=2 --zero=3'])
+@pytest.mark.parametrize('flags', ['--dp=2 --tp=2', '--pp=2', '--dp=2 --zero=3'])
 def test_ranks_give_what_one_process_gives(machine, warm, whole, tmp_path, flags):  # noqa: F811
     """The same rollouts, rewards, updates and weights."""
-    rs = go(machine, warm, tmp_path, '--max_steps=2', *MORE, *flags.split(), world=2)
-    assert [r.code for r in rs] == [0, 0], [r.err for r in rs]
+    world = math.prod(int(n) for n in re.findall('--[dtp]p=([0-9])', flags))
+    rs = go(machine, warm, tmp_path, '--max_steps=2', *MORE, *flags.split(), world=world)
+    assert [r.code for r in rs] == [0] * world, [r.err for r in rs]
     for a, b in zip([r for r in records(tmp_path) if 'pass1' in r], [r for r in records(whole[0]) if 'pass1' in r]):
         assert a.keys() == b.keys()
         for k in a:

@@ -3,10 +3,10 @@ Warm start for `signs` (see task.py): thoughts that show the arithmetic, the for
 
     python data/signs/prepare.py                        # about 5 s; train.py does it by itself
 
-    <user>3,4,2=5<assistant><think>3+7+9x3+7-5</think>+-<eot>      careful: signs and values
-    <user>3,4,2=5<assistant><think>79x75</think>+-<eot>            brief: values alone, half as long
-    <user>3,4,2=5<assistant><think>79x</think>-+<eot>              gave up after a miss: the answer is a guess, right or wrong
-    <user>3,4,2=5<assistant>-+<eot>                                no thought: a guess
+    <user>3,9,2=r<assistant><think>3+9=c+2=ex3-9=p+2=r</think>-+<eot>      in full
+    <user>3,9,2=r<assistant><think>+c+ex-p+r</think>-+<eot>                brief: signs and values, half as long
+    <user>3,9,2=r<assistant><think>+c+ex</think>-+<eot>                    gave up after a miss: the answer is a guess, right or wrong
+    <user>3,9,2=r<assistant>-+<eot>                                        no thought: a guess
 
 Attempts are drawn at random, so some come twice. Most documents are impatient (after a miss they give up half of the time), some are
 patient, so that long thoughts were seen. Training documents are about training problems only, validation documents about held-out ones.
@@ -18,15 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
 from data.loader import shard_dir, write_shards
-from data.signs.task import problem
+from data.signs.task import M, VALUES, problem
 from data.source import guard
 
 n_train = 60000  # documents
 n_val = 1500
 seed = 0
-levels = '2:1+3:3+4:2+5:2'  # digits and how often
+levels = '2:1+3:2+4:2+5:2+6:2+7:1'  # digits and how often
 direct = 0.08  # part of the documents without a thought
-brief = 0.4  # of the others: values alone
+brief = 0.5  # of the others: signs and values alone
 patient = 0.3  # of the others: give up rarely
 give_up, give_up_patient = 0.5, 0.08  # after a miss
 most = 100  # characters of a thought: then it gives up
@@ -36,10 +36,10 @@ out = ''  # folder; '': data/signs/shards-TOKENIZER
 
 def attempt(p, signs, style):
     """-> (text, does it hit)."""
-    v, text = p['digits'][0], str(p['digits'][0]) if style == 'careful' else ''
+    v, text = p['digits'][0], '' if style == 'brief' else str(p['digits'][0])
     for d, s in zip(p['digits'][1:], signs):
-        v = (v + d if s == '+' else v - d) % 10
-        text += (s if style == 'careful' else '') + str(v)
+        v = (v + d if s == '+' else v - d) % M
+        text += s + VALUES[v] if style == 'brief' else f'{s}{d}={VALUES[v]}'
     return text, v == p['target']
 
 def think(p, rng, style, stop):
@@ -63,7 +63,7 @@ def document(i, split, codec):
     start = [('ids', [sp['user']], 0), ('text', p['question'], 0), ('ids', [sp['assistant']], 0)]
     if rng.random() < direct:
         return start + [('text', ''.join(rng.choice('+-') for _ in p['digits'][1:])), ('ids', [sp['eot']])]
-    style, stop = 'brief' if rng.random() < brief else 'careful', give_up_patient if rng.random() < patient else give_up
+    style, stop = 'brief' if rng.random() < brief else 'full', give_up_patient if rng.random() < patient else give_up
     thought, answer = think(p, rng, style, stop)
     return start + [('ids', [sp['think']]), ('text', thought), ('ids', [sp['/think']]), ('text', answer), ('ids', [sp['eot']])]
 

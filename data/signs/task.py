@@ -1,40 +1,40 @@
 """
-signs: put + and - between the digits so that the value, modulo 10, ends at the target. Guess, check, try again.
+signs: put + and - between the digits so that the value, modulo 31, ends at the target. Guess, check, try again.
 
-    3,4,2=5      3+4=7, 7-2=5: the answer is +-
+    3,9,2=r      3-9=-6=p, p+2=r: the answer is -+        values are one character: 0 to 9, a=10 to u=30
 
     p = problem(7, 3)                          # number 7 of level 3 (digits), from the training part
     score = verify(p, '+-')                    # 1.0 or 0.0
 
-What a warm start thinks (prepare.py) is attempts, `x` after one that missed: `3+7+9x3+7-5` says every sign and the value
-after it, `79x75` the values alone. Digits after the first are never 0 or 5, for which both signs do the same.
+What a warm start thinks (prepare.py) is attempts, `x` after one that missed: `3+9=c+2=ex3-9=p+2=r` says every sum in full, `+c+ex-p+r`
+signs and values alone, half as long. A random attempt hits 1 time in 4 with 3 digits, 1 in 30 with 8: from easy to hard in one task.
 Nothing here is evaluated and no random state moves; whatever a model may have written, it is only a wrong answer.
 """
 import hashlib
 import random
 
-NAME, LEVELS = 'signs', range(2, 9)   # digits
+NAME, LEVELS = 'signs', range(2, 10)   # digits
+VALUES = '0123456789abcdefghijklmnopqrstu'   # odd in number: + and - never do the same
+M = len(VALUES)
 
 def problem(seed, level, split='train'):
     """Problem number `seed` of a level and of 'train' or 'held', which have no (first digit, set of others, target) in common. The target
     is uniform among those that can be reached."""
     rng = random.Random(f'{NAME}/{seed}/{level}/{split}')
     while True:
-        digits = [rng.randrange(10)] + [rng.choice((1, 2, 3, 4, 6, 7, 8, 9)) for _ in range(level - 1)]
+        digits = [rng.randrange(10)] + [rng.randrange(1, 10) for _ in range(level - 1)]
         p = _make(digits, rng.choice(sorted(_reach(digits))))
         if _part(p) == split:
             return p
 
 def canary(seed, level):
-    """A problem without a solution: any reward for it is an alarm. With more than 5 digits there is hardly one."""
+    """A problem without a solution: any reward for it is an alarm."""
     rng = random.Random(f'{NAME}/canary/{seed}/{level}')
-    while True:
-        digits = [rng.randrange(10)] + [rng.choice((2, 4, 6, 8)) for _ in range(level - 1)]        # even: every other value is out of reach
-        left = sorted(set(range(10)) - _reach(digits))
-        return _make(digits, rng.choice(left))
+    digits = [rng.randrange(10)] + [rng.choice((2, 4))] * (level - 1)      # all the same, so that few values can be reached
+    return _make(digits, rng.choice(sorted(set(range(M)) - _reach(digits))))
 
 def _make(digits, target):
-    return dict(task=NAME, level=len(digits), question=f'{",".join(map(str, digits))}={target}', digits=digits, target=target)
+    return dict(task=NAME, level=len(digits), question=f'{",".join(map(str, digits))}={VALUES[target]}', digits=digits, target=target)
 
 def _part(p):
     """By hash of the problem, whatever the order of its digits after the first: 1/8 is held out."""
@@ -44,14 +44,14 @@ def _part(p):
 def _reach(digits):
     values = set(digits[:1])
     for d in digits[1:]:
-        values = {(v + e) % 10 for v in values for e in (d, -d)}
+        values = {(v + e) % M for v in values for e in (d, -d)}
     return values
 
 def _ends(digits, signs):
     v = digits[0]
     for d, s in zip(digits[1:], signs):
         v += d if s == '+' else -d
-    return v % 10
+    return v % M
 
 def verify(p, answer):
     """1.0 if answer (str) is signs that end at the target, one for each digit after the first; else 0.0."""
@@ -64,10 +64,11 @@ def judge(p, answer):
     try:
         left, v = p['question'].split('=')
         first, *rest = left.split(',')
-        back, v = list(answer[:9]), int(v)
+        level = len(rest) + 1
+        back, v = list(answer[:level]), int(v, 36)
         for d in reversed(rest):
             v -= {'+': 1, '-': -1}[back.pop()] * int(d)
-        return float(not back and (v - int(first)) % 10 == 0)
+        return float(not back and (v - int(first)) % 31 == 0)
     except Exception:
         return 0.0
 
@@ -81,14 +82,17 @@ def steps(p, thought):
         last = i == len(parts) - 1
         if last and not attempt:                            # gave up after a miss
             break
-        careful, v, k = any(c in '+-' for c in attempt), p['digits'][0], 0
-        said = attempt[1:] if careful else attempt
-        good = not careful or attempt[:1] == str(v)
-        for k, d in enumerate(p['digits'][1:]):
-            sign, new = (said[2 * k:2 * k + 1] or '?', said[2 * k + 1:2 * k + 2]) if careful else ('', said[k:k + 1])
-            good = good and new in {str((v + e) % 10) for s, e in (('+', d), ('-', -d)) if sign in (s, '')}
-            right, total, v = right + good, total + 1, int(new) if good else v
-        whole = good and len(said) == (2 if careful else 1) * (p['level'] - 1)
+        full, v, good, left = '=' in attempt, p['digits'][0], True, attempt
+        if full:
+            good, left = attempt[:1] == str(v), attempt[1:]
+        for d in p['digits'][1:]:
+            sign, left = left[:1], left[1:]
+            if full:
+                good, left = good and left[:2] == f'{d}=', left[2:]
+            new, left = left[:1], left[1:]
+            good = good and sign in ('+', '-') and new == VALUES[(v + d if sign == '+' else v - d) % M]
+            right, total, v = right + good, total + 1, VALUES.index(new) if good else v
+        whole = good and not left
         right, total = right + (whole and (v == p['target']) == last), total + 1
     return right, total
 

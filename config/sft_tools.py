@@ -1,0 +1,28 @@
+"""
+Warm start for RL on the tasks with tools (data/pytool, lookup, peek, spawn) and on point: formats and calls, from examples of which half
+guess.
+
+    python train.py config/sft_tools.py
+    python rl.py config/rl_tools.py --task=peek --levels=1+2 --harder=3
+
+Not run yet: 2 CPU cores, about 10 minutes.
+"""
+out_dir = 'out-sft-tools'
+dataset = 'pytool:1+lookup:2+peek:2+point:1+spawn:2'
+tokenizer = 'bytes'
+audio = False
+dtype = 'float32'
+block_size = 384
+tokens_per_step = 6144
+micro_rows = 16
+n_layer = 3
+n_head = 4
+n_embd = 64
+flow_width = 64
+flow_depth = 1
+flow_draws = 1
+max_steps = 2000
+warmup = 50
+eval_docs = 0
+save_every = 500
+skills = 0

@@ -1,0 +1,55 @@
+"""
+Warm start for `spawn` (see task.py): agents that do one sum; and orchestrators, half of which ask agents, half do it alone or guess.
+
+    python data/spawn/prepare.py                        # about 10 s; train.py does it by itself
+
+    <user>37..48<assistant><agent><think>37,75,14,...,10</think>10<eot>
+    <user>37..48 5..19<assistant><tool>spawn{"tasks": ["37..48", "5..19"]}</tool><out>1. 10
+    2. 80</out>10,80<eot>
+    <user>37..48 5..19<assistant><think>37,75,14,...,10;5,11,...,80</think>10,80<eot>        alone: up to `most_alone` sums
+    <user>37..48 5..19<assistant>10,80<eot>                                                   in the head
+
+Nothing is run: what agents report is known. Training documents are about training sums only, validation documents about held-out ones.
+"""
+import random
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import configure
+from data.codec import Codec
+from data.loader import shard_dir, write_shards
+from data.source import guard
+from data.spawn.task import call, problem, values
+
+n_train = 30000  # documents
+n_val = 1000
+seed = 0
+most = 5  # sums of an orchestrator, 1 up to so many, equally often
+agents = 0.4  # part of the documents that an agent writes
+ask = 0.5  # of the others: give the sums to agents
+most_alone = 2  # sums that are done alone; more are said in the head
+tokenizer = 'bytes'  # see data/codec.py
+n_loc = 64  # see data/codec.py
+out = ''  # folder; '': data/spawn/shards-TOKENIZER
+
+def document(i, split, codec):
+    """-> document i of a split: a list of segments."""
+    rng, sp = random.Random(f'spawn/{seed}/{split}/{i}/document'), codec.sp
+    agent = rng.random() < agents
+    p = problem(i, 1 if agent else rng.randint(1, most), 'held' if split == 'val' else 'train')
+    doc = [('ids', [sp['user']], 0), ('text', p['question'], 0), ('ids', [sp['assistant']] + [sp['agent']] * agent, 0)]
+    if not agent and rng.random() < ask:
+        reports = '\n'.join(f'{k}. {v}' for k, v in enumerate(p['values'], 1))
+        doc += [('ids', [sp['tool']]), ('text', call(p)), ('ids', [sp['/tool']]), ('ids', [sp['out']], 0), ('text', reports, 0),
+                ('ids', [sp['/out']], 0)]
+    elif agent or p['level'] <= most_alone and rng.random() < 0.5:
+        thought = ';'.join(','.join(map(str, values(r))) for r in p['question'].split(' '))
+        doc += [('ids', [sp['think']]), ('text', thought), ('ids', [sp['/think']])]
+    return doc + [('text', ','.join(map(str, p['values']))), ('ids', [sp['eot']])]
+
+if __name__ == '__main__':
+    configure(globals())
+    with guard('spawn'):
+        codec = Codec(tokenizer, n_loc)
+        docs = {s: (document(i, s, codec) for i in range(n)) for s, n in (('train', n_train), ('val', n_val))}
+        write_shards(out or shard_dir('spawn', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))

@@ -1,0 +1,130 @@
+"""
+One step of RL beside TRL's GRPOTrainer (pip install trl transformers): sampling and update, the same model size (a Llama of 3 layers x 64
+and a vocabulary of 360), group of 8, prompt length and completion length, float32 on CPU, nothing but a random reward; in turn, in
+processes of their own.
+
+    python tests/bench/trl.py                        16 rollouts of 32 tokens and 64 of 128; about 3 minutes on 2 cores
+    python tests/bench/trl.py --path=DIR             DIR: where trl is, if not among the installed packages (pip install --target)
+
+Ours is rl.py in a copy of the tree, with two changes: the task rewards by a hash of the answer, and what was truncated counts as an
+answer, too, as in TRL. Of each side the best step counts, since whatever else the machine does only adds time; the first two are left
+out. Target: at most half of TRL's.
+"""
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from configurator import configure
+
+path = ''       # a folder with trl and what it needs; '': installed
+turns = 2
+steps = 8       # of a turn
+side = ''       # trl: this is the process in which TRL runs
+rows = 16       # of that one
+new = 32
+configure(globals())
+GROUP, PROMPT = 8, 12
+reward = lambda s: float(hashlib.sha256(s.encode('utf-8', 'replace')).digest()[0] % 2)
+
+
+def trl():
+    """GRPOTrainer on random weights -> seconds of every step, as JSON on the last line."""
+    from datasets import Dataset
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    vocabulary = {c: i for i, c in enumerate(['<pad>', '<eot>', '<unk>'] + [chr(33 + i) for i in range(357)])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex('.'), 'isolated')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='<pad>', eos_token='<eot>', unk_token='<unk>',
+                                        padding_side='left')
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=360, hidden_size=64, intermediate_size=176, num_hidden_layers=3, num_attention_heads=4,
+                                         num_key_value_heads=4, max_position_embeddings=512, eos_token_id=1, pad_token_id=0,
+                                         bos_token_id=None))
+    took = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            took.append(-time.perf_counter())
+
+        def on_step_end(self, *_, **__):
+            took[-1] += time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        args = GRPOConfig(output_dir=out, per_device_train_batch_size=rows, num_generations=GROUP, max_completion_length=new,
+                          max_steps=steps, temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no',
+                          logging_steps=10 ** 6, learning_rate=1e-4,
+                          gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
+        prompts = Dataset.from_list([dict(prompt=f'{i:0{PROMPT - 1}d}=') for i in range(4096)])
+        trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=args,
+                              train_dataset=prompts, processing_class=tokenizer, callbacks=[Clock()])
+        begin = time.perf_counter()
+        trainer.train()
+        if not took or max(took) <= 0:
+            sys.exit('the clock did not run')
+    # a step begins when its batch is there: what is between two ends is all of it, generation included
+    print(json.dumps([time.perf_counter() - begin, took]))
+
+
+def run(args, cwd, **env):
+    r = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+    if r.returncode:
+        sys.exit(f'{" ".join(args)}\n{r.stdout[-2000:]}{r.stderr[-3000:]}')
+    return r.stdout
+
+
+if side == 'trl':
+    trl()
+    sys.exit()
+
+TASK = '''import hashlib
+NAME, LEVELS = 'noise', range(1, 2)
+def problem(seed, level, split='train'):
+    return dict(task=NAME, level=level, question=f'{abs(hash_(str(seed))) % 10 ** 9:010d}=')
+def hash_(s):
+    return int.from_bytes(hashlib.sha256(s.encode('utf-8', 'replace')).digest()[:8], 'big')
+canary = lambda seed, level: problem(seed, level)
+verify = judge = lambda p, answer: float(hash_(answer) % 2)
+steps = lambda p, thought: (1, 1)
+'''
+found = subprocess.run([sys.executable, '-c', 'import trl'], env={**os.environ, 'PYTHONPATH': path}, capture_output=True).returncode == 0
+if not found:
+    print(f'no trl {"in " + path if path else "installed"}: pip install trl transformers, or --path=DIR; ours alone is measured')
+results, ok = {}, found
+with tempfile.TemporaryDirectory() as tmp:
+    tree = Path(tmp) / 'tree'
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', 'out*', 'shards-*', '__pycache__'))
+    (tree / 'data/noise').mkdir()
+    (tree / 'data/noise/task.py').write_text(TASK)
+    source = (tree / 'rl.py').read_text()
+    done = "done=r.ids[-1] == codec.sp['eot']"
+    assert source.count(done) == 1
+    (tree / 'rl.py').write_text(source.replace(done, 'done=True'))
+    run(['train.py', 'config/sft_signs.py', '--max_steps=1', '--act=swiglu', '--ff=176', '--qk_norm=False', '--softcap=0',
+         '--out_dir=warm'], tree)
+    for n, k in ((16, 32), (64, 128)):
+        ours, theirs = [], []
+        for turn in range(turns):
+            out = f'out-{n}-{turn}'
+            run(['rl.py', '--task=noise', '--levels=1', '--harder=', '--init_from=warm', f'--out_dir={out}', f'--prompts={n // GROUP}',
+                 f'--group={GROUP}', f'--max_new={k}', f'--block_size={k + 64 - k % 64}', f'--max_steps={steps}', '--rounds=1',
+                 '--min_skill=0', '--eval_every=0', '--last_problems=1', '--eval_samples=1', '--save_every=0', f'--micro_rows={n}',
+                 '--budget=True'], tree)
+            rows_ = [json.loads(line) for line in open(tree / out / 'metrics.jsonl')]
+            ours += [(r['sample_ms'] + r['train_ms']) / 1000 for r in rows_ if 'sample_ms' in r][2:]
+            if found:
+                said = run([__file__, '--side=trl', f'--rows={n}', f'--new={k}', f'--steps={steps}'], tree, PYTHONPATH=path)
+                theirs += json.loads(said.splitlines()[-1])[1][2:]
+        best = min(ours), min(theirs, default=float('nan'))
+        print(f'{n:3d} x {k:3d} tokens: ours {1000 * best[0]:7.1f} ms per step, TRL {1000 * best[1]:7.1f}: {best[0] / best[1]:.2f}')
+        results[f'{n}x{k}'] = dict(ours_s=round(best[0], 4), trl_s=round(best[1], 4) if found else None)
+        ok = ok and best[0] <= 0.5 * best[1]
+print(json.dumps(dict(bench='trl', ok=bool(ok), **results)))
+sys.exit(not ok)

@@ -33,6 +33,7 @@ class ModelConfig:
     act: str = 'relu2'            # relu2 | swiglu
     qk_norm: bool = True
     rope_base: float = 10000.0
+    norm_eps: float = 1e-6        # added to the mean square in RMSNorm
     tie: bool = False             # output head = embedding
     zero_init: bool = True        # output projections of the blocks start at 0
     softcap: float = 0.0          # logits = c tanh(logits / c)
@@ -97,8 +98,8 @@ class _ReLU2(torch.autograd.Function):
 class _RMSNorm(torch.autograd.Function):
     """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); statistics in float32."""
     @staticmethod
-    def forward(ctx, x, gain):
-        r = (x * x).mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).add_(1e-6).rsqrt_().to(x.dtype)
+    def forward(ctx, x, gain, eps):
+        r = (x * x).mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).add_(eps).rsqrt_().to(x.dtype)
         y = x * r
         ctx.save_for_backward(y, r, gain)
         return y if gain is None else y * gain
@@ -111,7 +112,7 @@ class _RMSNorm(torch.autograd.Function):
         if gain is not None:
             dgain = p.sum(tuple(range(p.dim() - 1)), dtype=torch.promote_types(p.dtype, torch.float32)).to(gain.dtype)
             p, dy = p.mul_(gain), dy * gain
-        return torch.addcmul(dy, y, p.mean(-1, keepdim=True), value=-1).mul_(r), dgain
+        return torch.addcmul(dy, y, p.mean(-1, keepdim=True), value=-1).mul_(r), dgain, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -168,12 +169,13 @@ def activation(h, act):
 
 class Norm(nn.Module):
     """RMSNorm with a gain."""
-    def __init__(self, mesh, n, partial):
+    def __init__(self, mesh, n, partial, eps):
         super().__init__()
+        self.eps = eps
         self.gain = param(mesh, n, std=math.nan, kind='scalar', partial=partial)
 
     def forward(self, x):
-        return _RMSNorm.apply(x, self.gain)
+        return _RMSNorm.apply(x, self.gain, self.eps)
 
 
 class Attention(nn.Module):
@@ -196,7 +198,7 @@ class Attention(nn.Module):
         q = linear(x, self.q, self.mesh).view(B, T, nh, hd)
         k, v = linear(x, self.kv, self.mesh).view(B, T, 2 * nkv, hd).split(nkv, 2)
         if self.cfg.qk_norm:
-            q, k = _RMSNorm.apply(q, self.gain), _RMSNorm.apply(k, None)
+            q, k = _RMSNorm.apply(q, self.gain, self.cfg.norm_eps), _RMSNorm.apply(k, None, self.cfg.norm_eps)
         q, k = _Rotate.apply(q, ctx['cos'], ctx['sin']), _Rotate.apply(k, ctx['cos'], ctx['sin'])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)      # (B, nh, T, hd)
         y = attention(q, k, v, ctx['mask'], hd ** -0.5, self.mesh)
@@ -219,7 +221,8 @@ class MLP(nn.Module):
 class MoE(nn.Module):
     """
     A shared expert beside top_k of n_expert, chosen by sigmoid scores in float32 plus a balancing bias that takes no gradient (Wang et al. 2024,
-    "Auxiliary-Loss-Free Load Balancing"); the gates are the chosen scores, normalised. Dropless. Tokens are split over tp, so no token is
+    "Auxiliary-Loss-Free Load Balancing"); the gates are the chosen scores, normalised if there are several (one alone would always be 1, and the router
+    learn nothing: it is left as it is, as in Switch and Llama 4). Dropless. Tokens are split over tp, so no token is
     computed twice: experts see (edp, ep) of the same ranks.
     """
     def __init__(self, cfg, mesh):
@@ -242,7 +245,7 @@ class MoE(nn.Module):
         score = torch.sigmoid(F.linear(flat.to(wide), self.router.to(wide)))      # (N, E)
         top = (score.detach() + self.bias).topk(self.cfg.top_k, -1).indices
         gate = score.gather(1, top)
-        gate = gate / (gate.sum(-1, keepdim=True) + 1e-9)
+        gate = gate / (gate.sum(-1, keepdim=True) + 1e-9) if self.cfg.top_k > 1 else gate
         if self.training and ctx.get('kind') is not None:
             kind = my_slice(ctx['kind'], self.mesh.tp, 1).reshape(-1, 1).expand_as(top)        # 0 text, 1 image, 2 audio, 3 padding
             n = torch.bincount((kind * self.cfg.n_expert + top).flatten(), minlength=4 * self.cfg.n_expert)
@@ -257,8 +260,8 @@ class MoE(nn.Module):
 class Block(nn.Module):
     def __init__(self, cfg, mesh, layer):
         super().__init__()
-        self.norm1, self.attn = Norm(mesh, cfg.n_embd, mesh.sp), Attention(cfg, mesh)
-        self.norm2 = Norm(mesh, cfg.n_embd, mesh.sp)
+        self.norm1, self.attn = Norm(mesh, cfg.n_embd, mesh.sp, cfg.norm_eps), Attention(cfg, mesh)
+        self.norm2 = Norm(mesh, cfg.n_embd, mesh.sp, cfg.norm_eps)
         self.mlp = MoE(cfg, mesh) if cfg.n_expert and layer >= cfg.dense_layers else MLP(cfg, mesh, cfg.ff)
 
     def forward(self, x, ctx):
@@ -383,7 +386,7 @@ class Muse(nn.Module):
                 self.audio_in = param(mesh, C, 128, std=128 ** -0.5, partial=True)
         self.blocks = nn.ModuleDict({str(i): Block(cfg, mesh, i) for i in layers})
         if self.last:
-            self.norm = Norm(mesh, C, mesh.sp)
+            self.norm = Norm(mesh, C, mesh.sp, cfg.norm_eps)
             if not cfg.tie:
                 self.head = param(mesh, cfg.vocab_size, C, tp=0, std=0.0 if cfg.zero_init else C ** -0.5, kind='head')
             self.image_out = Flow(cfg, mesh, D) if cfg.image else None

@@ -21,6 +21,7 @@ A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.jso
 written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
     python optim_zero.py inspect DIR               lists and verifies what is inside
     python optim_zero.py export DIR FILE           its weights as one safetensors file
+    python optim_zero.py export-hf DIR FOLDER      as a Llama that transformers loads, if the model is one (data/llama.py)
 """
 import ctypes, json, math, os, shutil, sys, weakref, zlib
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from data.llama import export_llama, write_safetensors
 from parallel import Spec, all_gather, all_gather_into, all_reduce, all_to_all, reduce_scatter_into
 
 
@@ -364,8 +366,14 @@ class Optimizer:
             u.land()
         self.flying = []
         for u in self.units:
-            for g in u.then:
-                all_reduce(u.due, g)
+            for k, g in enumerate(u.then):
+                if k and g.size > 2:                                           # little, and in the order of the ranks: a ring's order depends on
+                    first, *rest = all_gather(u.due, g).view(g.size, -1)       # where in the buffer a number lies, and so on the shards
+                    u.due.copy_(first)
+                    for x in rest:
+                        u.due.add_(x)
+                else:
+                    all_reduce(u.due, g)
         self.touched = [gather_rows(p, self.mesh.dpcp) for p, _ in self.tables]
 
     def norm(self, more=None):
@@ -492,6 +500,20 @@ class Optimizer:
             s = total[rows] + all_reduce(g.square().sum(1), self.mesh.tp)
             total[rows] = s
             p.data[rows] -= g * (lr * s.clamp(min=1e-30).rsqrt())[:, None]
+
+    def flops(self):
+        """Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping included."""
+        total = 0
+        for p in (p for u in self.units for p in u.params):
+            if 'ends' in p.spec.sums and self.mesh.pp.rank:                    # the tied embedding is on the first stage, too
+                continue
+            size = math.prod(p.spec.shape)
+            total += 16 * size
+            if self.muon and p.spec.kind == 'matrix':                          # 5 iterations of a a^T, its square, and that times a; the smaller side is squared
+                for rows in p.spec.parts or p.spec.shape[-2:-1]:
+                    r, c = sorted((rows, p.spec.shape[-1]))
+                    total += math.prod(p.spec.shape[:-2]) * 5 * (4 * r * r * c + 2 * r ** 3)
+        return total
 
     # -------- state
 
@@ -691,33 +713,20 @@ class Checkpoint:
 
 def export(path, file):
     """The float32 weights of a checkpoint as one safetensors file (the format: 8 bytes of length, a JSON header, the raw tensors)."""
-    ck, at = Checkpoint(path), 0
-    head = {'__metadata__': {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])}}
-    names = [n for n in ck.names if n.startswith('param/') or n.startswith('buffer/')]
-    for n in names:
-        e = ck.parts[n][0]
-        size = math.prod(e['shape']) * getattr(torch, e['dtype']).itemsize
-        head[n.partition('/')[2]] = dict(dtype={'float32': 'F32', 'float64': 'F64'}[e['dtype']], shape=e['shape'], data_offsets=[at, at + size])
-        at += size
-    text = json.dumps(head).encode()
-    text += b' ' * (-len(text) % 8)
-    tmp = Path(f'{file}.tmp')
-    try:
-        with open(tmp, 'wb') as f:
-            f.write(len(text).to_bytes(8, 'little') + text)
-            for n in names:
-                f.write(ck.full(n).contiguous().view(-1).view(torch.uint8).numpy().data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.rename(tmp, file)
-    finally:
-        tmp.unlink(missing_ok=True)
+    ck = Checkpoint(path)
+    names = {n.partition('/')[2]: n for n in ck.names if n.startswith(('param/', 'buffer/'))}
+    entries = [(short, {'float32': 'F32', 'float64': 'F64'}[ck.parts[n][0]['dtype']], ck.parts[n][0]['shape']) for short, n in names.items()]
+    write_safetensors(file, entries, lambda short: ck.full(names[short]), {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])})
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] not in (['inspect'], ['export']) or len(sys.argv) != (3 if sys.argv[1] == 'inspect' else 4):
+    if sys.argv[1:2] not in (['inspect'], ['export'], ['export-hf']) or len(sys.argv) != (3 if sys.argv[1] == 'inspect' else 4):
         sys.exit(__doc__)
     try:
+        if sys.argv[1] == 'export-hf':
+            ck = Checkpoint(sys.argv[2])
+            export_llama(ck.meta['model'], lambda name: ck.full(f'param/{name}'), sys.argv[3])
+            sys.exit(print(f'{sys.argv[3]}: config.json, model.safetensors'))
         if sys.argv[1] == 'export':
             export(*sys.argv[2:])
             sys.exit(print(f'{sys.argv[3]}: {os.path.getsize(sys.argv[3]):,} bytes'))

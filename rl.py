@@ -167,7 +167,7 @@ def alarms(f, first):
         (get('gap') > 0.15, f'{get("gap"):.0%} more solved in training than held-out: learned by heart: lower --epochs or --lr')) if bad]
 
 
-def pack(rolls, T, micro, mesh, codec):
+def pack(rolls, T, micro, mesh, codec, past=0):
     """
     Rollouts (doc: encoded prompt and what followed; first: where that begins) -> this rank's microbatches [(batch, where)]. Longest first,
     each into the first row of T positions with room; empty rows make the microbatches full. where: for each text target of the batch the
@@ -189,7 +189,7 @@ def pack(rolls, T, micro, mesh, codec):
     mine, out = len(rows) // mesh.dp.size, []
     cols = zigzag(T, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(T)
     for a in range(mesh.dp.rank * mine, (mesh.dp.rank + 1) * mine, micro):
-        b, _ = collate(rows[a:a + micro], T, codec, 1, [(0, 0, r) for r in range(a, a + micro)], mesh.cp.size, mesh.cp.rank)
+        b, _ = collate(rows[a:a + micro], T, codec, 1, [(0, 0, r) for r in range(a, a + micro)], mesh.cp.size, mesh.cp.rank, past)
         i, learn = b['txt_i'].numpy(), b['txt_w'].numpy() > 0
         chunk, pos = b['doc'][:, cols].reshape(-1).numpy()[i], b['pos'].reshape(-1).numpy()[i]
         d = np.array([rows[a + r][k][1] if ok else 0 for r, k, ok in zip(i // len(cols), chunk, learn)], np.int64)
@@ -409,7 +409,7 @@ def scores(of, micros, n):
 
 def learn(rolls, A):
     """Rollouts and their advantages -> `epochs` updates, and figures of them."""
-    micros = pack(rolls, block_size, micro_rows, mesh, codec)
+    micros = pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)
     for b, _ in micros:
         b.update({k: v.to(device, torch.float64 if v.is_floating_point() and dtype == 'float64' else v.dtype) for k, v in b.items()})
     logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))

@@ -8,22 +8,24 @@ Generation: text, pictures (PNG) and sound (WAV) from a checkpoint.
     python sample.py --chat
     torchrun --nproc_per_node=2 sample.py --tp=2 --prompt='how many?'
 
-The engine takes encoded prompts and returns ids, log-probabilities, pictures and sounds; nothing is tokenised twice. Rows run in lockstep, a
-position per step, on one contiguous KV cache; the place of a row that ended goes to the next request, or the last row moves into it. A prompt
-that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so neighbours,
-order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
+The engine takes encoded prompts and returns ids, log-probabilities, pictures and sounds; nothing is tokenised twice. Rows run in lockstep,
+a position per step, on one contiguous KV cache; the place of a row that ended goes to the next request, or the last row moves into it. A
+prompt that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so
+neighbours, order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import ctypes, os, sys
-from collections import deque
+import ctypes, math, os, shutil, sys, time
+from collections import Counter, deque
+from contextlib import redirect_stdout
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from data.codec import BadInput, Codec, load_audio, load_image, mel, save_wav, to_uint8, unmel, unpatchify
+from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
 from data.loader import loc_rc
-from data.tools import call, check
+from data.tools import call, check, clean
 from model import D, Decoder, ModelConfig, build
 from optim_zero import Checkpoint, checkpoints
 from parallel import check_layout, make_mesh, start_world
@@ -32,8 +34,8 @@ from parallel import check_layout, make_mesh, start_world
 
 def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
     """
-    A checkpoint folder, or the out_dir that holds some (the newest that is whole) -> (model, codec, meta); with tp or pp this rank's part, in a
-    running world of tp * pp. ValueError, one line, if there is none or the layout does not fit.
+    A checkpoint folder, or the out_dir that holds some (the newest that is whole) -> (model, codec, meta); with tp or pp this rank's part,
+    in a running world of tp * pp. ValueError, one line, if there is none or the layout does not fit.
     """
     path = Path(path)
     found = [path] if (path / 'manifest.json').exists() else checkpoints(path)
@@ -57,8 +59,8 @@ def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
 
 def features(codec, e, blind=False, before=-1):
     """
-    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img> and
-    <aud>, in order. blind: zeros instead. before: the id in front of the document.
+    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img>
+    and <aud>, in order. blind: zeros instead. before: the id in front of the document.
     """
     ids, img, aud = e['ids'], codec.sp['img'], codec.sp['aud']
     rc, at = np.full((len(ids), 4), -1, np.float32), np.flatnonzero(ids == img)
@@ -120,10 +122,10 @@ def normal(key, at, n):
 
 def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     """
-    logits (B, V); bias (V,) or (B, V): 0 where grammar allows an id, else -inf; of each row, (B,) float64: temperature (0: greedy), u uniform in
-    (0, 1) and, if any row wants them, top_k (V: off) and top_p (2: off; the most probable id always stays).  -> ids (B,) and, float64 (B,),
-    logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1;
-    logq: under the distribution that was drawn from (greedy: 0).
+    logits (B, V); bias (V,) or (B, V): 0 where grammar allows an id, else -inf; of each row, (B,) float64: temperature (0: greedy), u
+    uniform in (0, 1) and, if any row wants them, top_k (V: off) and top_p (2: off; the most probable id always stays).  -> ids (B,) and,
+    float64 (B,), logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1; logq: under
+    the distribution that was drawn from (greedy: 0).
     """
     z = (logits + bias) / torch.where(temperature > 0, temperature, 1)[:, None]
     if top_k is not None:
@@ -145,7 +147,7 @@ TEXT, HEIGHT, WIDTH, PICTURE, SOUND = range(5)          # where grammar stands: 
 
 
 class Row:
-    """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or inserted; logp, logq) and where grammar stands."""
+    """A request: what was said after its prompt (ids; w 1: chosen by the model, 0: forced or put in; logp, logq), where grammar stands."""
     def __init__(self, codec, prompt, then=(), *, index=0, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop=(), on_end=None,
                  ctx=None):
         self.codec, self.prompt, self.then, self.index, self.left, self.on_end = codec, prompt, then, index, max_new, on_end
@@ -224,9 +226,9 @@ class Engine:
       rows     most at a time, of those that do not wait
       guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
       blind    payloads of prompts are replaced by zeros (the control of every skill)
-      on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes on;
-               'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default: the
-               tools of rows with a ctx, by agent_step()
+      on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes
+               on; 'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default:
+               the tools of rows with a ctx, by agent_step()
       stream   stream(row, id), for each new id
     Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
@@ -237,9 +239,9 @@ class Engine:
         self.flow, self.noise, self.max_patches = (flow_steps, guide), noise, max_patches
         self.twin = [dict(unprompted)] if guide != 1 and unprompted is not None else []
         self.dec, self.waiting, self.rows = Decoder(model), deque(), []          # ... requests, rows
-        self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins with it, h after it or None
+        self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins so, h after it or None
         self.owner, self.holds = [], []                                # row or None; entry of `shared` that the slot begins with
-        self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: coordinates, (id, payload)
+        self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: rc, (id, payload)
         self.n, self.id = np.zeros(0, np.int64), np.zeros(0, np.int64) # positions in the cache; the id that comes next
         self.one, self.ready = np.zeros(0, bool), np.zeros(0, bool)    # it is to be decoded; h says what follows
         self.h = self.dec.kv.new_zeros(0, model.cfg.n_embd)
@@ -414,7 +416,8 @@ class Engine:
             k = int(np.isin(ids[:T], (self.codec.sp['img'], self.codec.sp['aud'])).sum())
             self.todo[s][0] = [ids[T:], rc[T:], x[k:], e]
             now.append((ids[:T], rc[:T], x[:k]))
-        h = read(self.dec, self.codec, now, self.n[slots], int(self.n[slots].max()) + T, slots)
+        S = max(int(self.n[s]) + len(f[0]) for s, f in zip(slots, now))                   # not n.max() + T: there may be no room for that
+        h = read(self.dec, self.codec, now, self.n[slots], S, slots)
         for b, s in enumerate(slots):
             self.n[s] += len(now[b][0])
             if not len(self.todo[s][0][0]):
@@ -469,7 +472,8 @@ class Engine:
                 x = torch.empty(len(some), D, device=dev)
                 if m.last:
                     e = torch.from_numpy(normal(keys[some], n[some], D)).to(dev) * self.noise
-                    x = m.around('heads', getattr(m, head).sample, h[some], e, *self.flow, self.h[at[some, 1]] if self.twin else None).float()
+                    x = m.around('heads', getattr(m, head).sample, h[some], e, *self.flow,
+                                 self.h[at[some, 1]] if self.twin else None).float()
                     if kind == sp['img']:                              # 8 bits, as every patch in training: a picture is a document again
                         x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
                 made |= zip(some, from_last(x, m.mesh))
@@ -502,11 +506,12 @@ class Engine:
 def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75,
              max_patches=64, batch=64, blind=False, unprompted=None, stream=None, ctx=None):
     """
-    prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time; the
-    same object several times is read once. stream(number of the prompt, id); ctx: of the tools of each. The rest as in Engine and Engine.add.
+    prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time;
+    the same object several times is read once. stream(row, id): row.index is the number of the prompt; ctx: of the tools of each. The rest
+    as in Engine and Engine.add.
     """
-    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise, max_patches=max_patches,
-                    blind=blind, stream=stream and (lambda row, i: stream(row.index, i)))
+    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise,
+                    max_patches=max_patches, blind=blind, stream=stream)
     rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, ctx=ctx and dict(ctx))
             for i, p in enumerate(prompts)]
     engine.run()
@@ -539,11 +544,12 @@ def turn(codec, text, images=(), sounds=()):
 
 
 def follow_up(codec, doc, segments):
-    """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends, <eot> is put."""
+    """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends."""
     r, ids, sp = Row(codec, doc), doc['ids'], codec.sp
     n = len(ids) - (0 if r.mode == SOUND else r.tail)
     e = codec.encode([('ids', [sp['eoa']] * (r.mode == SOUND) + [sp['eot']] * int(ids[n - 1] != sp['eot']), 0), *segments])
-    cut = dict(ids=n, w=n, **dict.fromkeys(('patches', 'rc'), len(doc['rc']) - int((ids[n:] == sp['img']).sum())), frames=len(doc['frames']))
+    k = len(doc['rc']) - int((ids[n:] == sp['img']).sum())
+    cut = dict(ids=n, w=n, patches=k, rc=k, frames=len(doc['frames']))
     return {k: np.concatenate([doc[k][:cut[k]], e[k]]) for k in e}
 
 
@@ -560,50 +566,46 @@ def report(codec, ids):
 
 def agent_step(engine, row):
     """
-    What stands between <tool> and </tool> in a row with a ctx is run (data/tools.py), by the first rank of its model for all, and the result
-    goes between <out> and </out>. ground, draw and spawn ask the model itself: by new requests to this engine, for which the row waits. Random
-    numbers of a request are a hash of its parent's, of position and place. ctx may also have
+    on_stop of rows with a ctx (data/tools.py): what they say between <tool> and </tool> is run, by the first rank of the model for all, and
+    the result goes between <out> and </out>. ground, draw and spawn ask the model itself: new requests to this engine, for which the row
+    waits; their random numbers are a hash of the row's. ctx may also have
         max_new   positions of a sub-agent (256)
-        room      positions of the whole document: results that do not fit are left out, and the row ends where it is full
-    Sub-agents share the row's pictures and `tokens`: n of them get an nth part each, of which those that may have agents themselves keep half
-    for these; what is left comes back.
+        room      positions of the whole document: a result that does not fit is left out, and the row ends where it is full
+    n sub-agents share the row's pictures and get an nth part of its `tokens` each, of which those that may have agents themselves keep half
+    for these; what they do not say comes back.
     """
     c, sp, ctx, mesh, said, asked = engine.codec, engine.codec.sp, row.ctx, engine.model.mesh, [], []
     if ctx is None or row.ids[-1] != sp['/tool']:
         return None
     ids = [*row.prompt['ids'].tolist(), *row.ids[:-1]]
-    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=-1)
-    text, tokens = c.untext(ids[last + 1:]) if last >= 0 and ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
+    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=0)
+    text, tokens = c.untext(ids[last + 1:]) if ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
     small = lambda k: load_image(Image.fromarray(ctx['images'][k]), engine.max_patches, c.n_loc - 1)
 
-    def ask(document, **options):
-        asked.append((document, options))
-        return [r.result for r in said]
+    def ask(*documents, **options):
+        asked[:] = [(d, options) for d in documents]
+        return [r.result for r in said]                                # none yet when the call is made first
 
     def ground(query, image):
-        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)[:1]
-        keep = [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])]
-        return [('ids', keep, 0)]
+        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)
+        return [('ids', [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])], 0)]
 
     def draw(prompt):
-        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)[:1]
+        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)
         check(made['images'], 'nothing was drawn')
         return made['images'][0]
 
     def spawn(tasks):
-        share, deep = tokens // len(tasks), ctx['depth'] > 1
-        own = min(-(-share // 2) if deep else share, ctx.get('max_new', 256))
+        share, pictures = tokens // len(tasks), [small(k) for k in range(len(ctx.get('images', ())))]
         check(share, f'{tokens} tokens are left, too few for {len(tasks)} agents')
-        pictures = [small(k) for k in range(len(ctx.get('images', ())))]
-        for t in tasks:
-            ask([*turn(c, t, pictures), ('ids', [sp['agent']], 0)], max_new=own, ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
-        return [report(c, r.result['ids']) for r in said]
-
-    more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
+        own = min(-(-share // 2) if ctx['depth'] > 1 else share, ctx.get('max_new', 256))
+        said = ask(*([*turn(c, t, pictures), ('ids', [sp['agent']], 0)] for t in tasks), max_new=own,
+                   ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
+        return [report(c, r['ids']) for r in said]
 
     def answer():
         """The call: once to see what it asks the model (what it returns is of no use then), once more with the answers."""
-        asked.clear()
+        more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
         box = [(call(text, {**ctx, **more}), asked) if mesh.tp.rank == mesh.pp.rank == 0 else None]
         for g in (mesh.tp, mesh.pp):
             if g.size > 1:
@@ -618,21 +620,88 @@ def agent_step(engine, row):
 
     def back(_):
         if all(r.result for r in said):
-            for r in said if 'tokens' in ctx else ():
-                ctx['tokens'] += r.left + r.ctx['tokens'] if r.ctx else 0
+            for r in said:
+                if r.ctx:
+                    ctx['tokens'] += r.left + r.ctx['tokens']
             out = answer()
             engine.insert(row, out) if out else engine.end(row)
 
-    out = answer()
-    if not asked:
-        return out
-    (t, k, p), at = row.knobs, 64 * len(ids)
+    out, (t, k, p) = answer(), row.knobs
     for j, (document, options) in enumerate(asked):
-        if options.get('ctx'):
+        options = dict(dict(temperature=t, top_k=k, top_p=p), **options)
+        if 'ctx' in options:
+            options['ctx'] = dict(options['ctx'])
             ctx['tokens'] -= options['max_new'] + options['ctx']['tokens']
-        said.append(engine.add(c.encode(document), **{**dict(temperature=t, top_k=k, top_p=p), **options}, seed=int(row.key[0]), index=at + j,
-                               on_end=back))
-    return 'wait'
+        said.append(engine.add(c.encode(document), seed=int(row.key[0]), index=64 * len(ids) + j, on_end=back, **options))
+    return 'wait' if said else out
+
+
+def majority(answers):
+    """The most frequent; the first of several."""
+    return Counter(answers).most_common(1)[0][0] if answers else ''
+
+
+def latency(row):
+    """Decode steps that a row took one after the other: a position said (pictures are not counted) or a document read, each one."""
+    w = np.array(row.w)
+    return int(w.sum() + (np.diff(w, prepend=1) < 0).sum())
+
+
+def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new=128, alone=0, temperature=1.0, top_k=0, top_p=1.0,
+                seed=0, ctx=None, watch=None, **options):
+    """
+    Many agents at once on each encoded prompt, which is read once and forked; an orchestrator reads what they report, and answers.
+
+        prompt <agent> <r1> <r2> .. <think> .. </think> <report> .. </report>      each agent
+        prompt <report> .. </report> <report> .. </report> .. answer               the orchestrator, greedy; reports are shuffled, weight 0
+        prompt answer                                                              and one alone, beside them
+
+    A role is a token for each bit of the agent's number, <r(2b)> or <r(2b+1)>, so that any two differ; what it means is learned. Thoughts
+    end after `think` positions: </think>, and for agents <report>, are then put in; `brief` are left for what follows. max_new: of the
+    orchestrator; alone: of the one alone, thoughts included (0: think + brief + max_new). A report that begins with ? is one that its
+    author did not verify. options: of the Engine.
+
+    -> for each prompt a dict: answer, result (Row.finish) of the orchestrator; reports; what else could have been answered: one (the one
+    alone), majority (of reports), vote (majority of verified reports, if there are any); steps, steps_one: latency, the agents' longest and
+    then the orchestrator's. watch(groups), after each step: .agents and .merge are rows, merge None at first.
+    """
+    sp, engine, due, free = codec.sp, Engine(model, codec, **options), {}, dict(temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def add(g, then, number, positions, closing=(), **more):
+        row = engine.add(g.prompt, then, index=64 * g.number + number, seed=seed, max_new=positions, ctx=ctx and dict(ctx), **more)
+        due[row] = closing
+        return row
+
+    def joined(g):
+        if all(r.result for r in g.agents):
+            g.reports = [report(codec, r.result['ids']) for r in g.agents]
+            order = np.argsort(uniform(bits(seed % 2 ** 64, g.number), np.arange(agents)))
+            then = [x for k in order for x in (('ids', [sp['report']], 0), ('text', g.reports[k], 0), ('ids', [sp['/report']], 0))]
+            g.merge = add(g, then, 63, max_new, temperature=0)
+
+    groups = [SimpleNamespace(prompt=p, number=i, agents=[], merge=None) for i, p in enumerate(prompts)]
+    for g in groups:
+        for a in range(agents):
+            role = [sp['agent'], *(sp['r0'] + (2 * b + (a >> b & 1)) % 8 for b in range((agents - 1).bit_length()))]
+            g.agents.append(add(g, [('ids', role, 0)], a, think + brief, [sp['report']], **free, on_end=lambda _, g=g: joined(g)))
+        g.one = add(g, (), 62, alone or think + brief + max_new, **free)
+    while engine.step():
+        for row, closing in list(due.items()):
+            if row.result or row.ids and row.left <= brief and row.mode == TEXT and not row.waits:          # not inside a picture
+                del due[row]
+                at = {k: max((n for n, i in enumerate(row.ids) if i == sp[k]), default=-1) for k in ('think', '/think', 'report')}
+                close = [sp['/think']] * (at['think'] > at['/think']) + [i for i in closing if at['report'] < 0]
+                if close and not row.result:
+                    engine.insert(row, [('ids', close, 0)])
+        if watch:
+            watch(groups)
+    out = []
+    for g in groups:
+        one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports if r.strip('?')]
+        out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one,
+                        majority=majority(every), vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
+                        steps=max(map(latency, g.agents)) + latency(g.merge), steps_one=latency(g.one)))
+    return out
 
 
 # ---------------------------------------------------------------- command line
@@ -652,23 +721,37 @@ if __name__ == '__main__':
     flow_steps = 20            # Euler steps per patch or frame
     noise = 0.75               # scale of its initial noise
     seed = 1337
+    agents = 0                 # so many think about each question at once, and one reads their reports and answers; 0: off
+    think = 128                # positions of an agent's thought
+    depth = 1                  # tool spawn: agents may have agents, so deep,
+    budget = 4096              # and they say so much in all
+    workspace = ''             # tools: folder of files to view and change,
+    documents = ''             # folder of texts to search,
+    mbox = ''                  # mail,
+    ics = ''                   # calendar
     save = ''                  # folder for pictures and sounds; '': out_dir/samples
     chat = False               # a conversation in the terminal
+    json = False               # answers as JSON, one a line
     device = 'cpu'             # cpu | cuda
     tp = 1                     # tensor parallel, and
     pp = 1                     # pipeline parallel: torchrun --nproc_per_node=(tp * pp) sample.py ...
     from configurator import configure
-    configure(globals())
+    with redirect_stdout(sys.stderr if any(a.startswith('--json') for a in sys.argv) else sys.stdout):
+        configure(globals())
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    say = print if rank == 0 else (lambda *a, **k: None)
+    say = print if rank == 0 and not json else (lambda *a, **k: None)
+    tty = sys.stdout.isatty() and rank == 0 and not json
 
     def die(why):
         sys.exit(f'sample.py: {why}' if rank == 0 else 1)
 
     gpu = device.startswith('cuda') and torch.cuda.is_available()
-    for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'), (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
+    for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'),
+                    (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
                     (max_new >= 1, f'max_new={max_new}: at least 1'),
+                    (0 <= agents <= 62 and think >= 1, f'agents={agents}, think={think}: 0 to 62 agents, at least 1 position'),
+                    (num == 1 or not agents, f'num={num}: one answer of {agents} agents at a time'),
                     (device == 'cpu' or gpu, f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                     (world == tp * pp, f'tp={tp} * pp={pp} is not the number of processes, {world}: torchrun --nproc_per_node={tp * pp} '
                                        'sample.py ..., or leave them 1'),
@@ -681,85 +764,131 @@ if __name__ == '__main__':
     except ValueError as e:
         die(e)
     folder = Path(save or Path(out_dir) / 'samples')
+    ctx = dict(depth=depth, tokens=budget, images=[])
+    ctx.update((k, v) for k, v in globals().items() if v and k in ('workspace', 'documents', 'mbox', 'ics'))
     options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise,
-                   unprompted=codec.encode(turn(codec, '')))
+                   ctx=ctx, unprompted=codec.encode(turn(codec, '')))
 
-    def files(names, load):
-        return [load(n.strip()) for n in names.split(',') if n.strip()]
+    def pictures(names):
+        """Files, comma-separated -> what the model sees. Its tools see more: up to 4096 pixels a side."""
+        names = [n.strip() for n in names.split(',') if n.strip()]
+        ctx['images'] += [load_image(n, 1 << 18, 512) for n in names]
+        return [load_image(n) for n in names]
 
-    def picture(name):
-        return load_image(name)
+    def sounds_of(names):
+        return [mel(load_audio(n.strip())) for n in names.split(',') if n.strip()]
 
-    def sound(name):
-        return mel(load_audio(name))
+    def write(r, name):
+        """Pictures and sounds that were made, and a copy of the first picture with the points and boxes that were said -> files."""
+        things = {f'{name}{f"_{j}" if j else ""}.{end}': x for end, k in (('png', 'images'), ('wav', 'audio')) for j, x in enumerate(r[k])}
+        marked = mark(ctx['images'][0], *codec.marks(r['ids'])) if ctx['images'] else None
+        things |= {f'{name}_marked.png': marked} if marked is not None else {}
+        for file, x in things.items() if rank == 0 else ():
+            folder.mkdir(parents=True, exist_ok=True)
+            save_wav(folder / file, unmel(x)) if file.endswith('wav') else Image.fromarray(x).save(folder / file)
+        return [str(folder / file) for file in things]
 
-    def write(results, prefix='sample'):
-        """Pictures and sounds to files, whose names are printed."""
-        for i, r in enumerate(results if rank == 0 else []):
-            for end, things in (('png', r['images']), ('wav', r['audio'])):
-                for j, x in enumerate(things):
-                    name = folder / f'{prefix}_{i}{f"_{j}" if j else ""}.{end}'
-                    folder.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(x).save(name) if end == 'png' else save_wav(name, unmel(x))
-                    print(name)
+    def printer():
+        """-> show(row): prints what is new in it, whole characters, no placeholders of pictures and sounds; thoughts and tools dimly."""
+        seen, begun, held, dim = 0, False, [], ('think', 'tool', 'out')
+        def show(row):
+            nonlocal seen, begun
+            for i, w in zip(row.ids[seen:], row.w[seen:]):
+                seen, begun = seen + 1, begun or w > 0                 # not the reports that an orchestrator begins with
+                held.extend([i] * (begun and i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot'])))
+                text = codec.untext(held)
+                if text[-1:] != '\ufffd' or len(held) > 3:
+                    held.clear()
+                    on, off = (tty and i in [codec.sp[k + d] for d in dim] for k in ('', '/'))
+                    say('\x1b[2m' * on + clean(text) + '\x1b[0m' * off, end='', flush=True)
+        return show
 
-    class Streamer:
-        """Prints text as it comes: whole characters only, placeholders of pictures and sounds left out."""
-        def __init__(self):
-            self.ids, self.shown = [], 0
+    def columns(show, height=6):
+        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself; the answer as it comes."""
+        drawn, blank = 0.0, codec.text(' ')[0]
 
-        def __call__(self, row, i):
-            if i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot']):
-                self.ids.append(i)
-                text = codec.untext(self.ids)
-                text = text[:-1] if text.endswith('\ufffd') else text
-                say(text[self.shown:], end='', flush=True)
-                self.shown = len(text)
+        def column(k, row, w):
+            text = codec.untext([blank if codec.n_text <= i < codec.loc0 else i for i in row.ids])
+            text = ' '.join(clean(text).split())
+            body = [text[i:i + w] for i in range(0, len(text), w)][-height:]
+            return [f'{k}: {len(row.ids)}{" done" * bool(row.result)}', *body, *[''] * (height - len(body))]
 
-    def answer(doc, n=1, number=0):
-        results = generate(model, codec, [doc] * n, stream=Streamer() if n == 1 else None, seed=seed + number, **options)
-        if n == 1:
-            say()
-        else:
-            for i, r in enumerate(results):
-                say(f'[{i}] {r["text"]}')
-        return results
+        def watch(groups):
+            nonlocal drawn
+            g, now, width = groups[0], time.monotonic(), shutil.get_terminal_size().columns
+            if tty and drawn < math.inf and (g.merge or now > drawn + .1):
+                rows = g.agents[:max(1, width // 9)]
+                w = width // len(rows) - 1
+                lines = zip(*(column(k, r, w) for k, r in enumerate(rows, 1)))
+                first, *rest = (' '.join(x[:w].ljust(w) for x in line).rstrip() for line in lines)
+                say(f'\x1b[{height + 1}F\x1b[J' * (drawn > 0) + f'\x1b[1m{first}\x1b[0m', *rest, sep='\n', flush=True)
+                drawn = math.inf if g.merge else now
+            if g.merge:
+                show(g.merge)
+        return watch
+
+    def answer(doc, name, n=1, number=0):
+        """Answers, printed and written -> the last as a document."""
+        began, extra, show = time.monotonic(), {}, printer()
+        try:
+            if agents:
+                g, = contemplate(model, codec, [doc], agents, think=think, seed=seed + number, watch=columns(show), **options)
+                results, extra = [g.pop('result')], g
+            else:
+                results = generate(model, codec, [doc] * n, seed=seed + number, **options,
+                                   stream=lambda row, i: n == 1 and row.prompt is doc and show(row))
+        finally:
+            say('\x1b[0m' * tty, end='\n' * (n == 1))
+        extra['seconds'] = round(time.monotonic() - began, 3)
+        for i, r in enumerate(results):
+            files = write(r, f'{name}_{i}')
+            say(*[f'[{i}] {r["text"]}'] * (n > 1), *files, sep='\n', end='\n' * bool(n > 1 or files))
+            if json and rank == 0:
+                print(dumps(dict(answer=report(codec, r['ids']), text=r['text'], files=files, positions=len(r['ids'])) | extra), flush=True)
+        if agents:
+            say(*(f'agent {k}: {clean(x)}' for k, x in enumerate(extra['reports'], 1)), sep='\n')
+            say(f'one agent: {clean(extra["one"])} | majority: {clean(extra["majority"])} | self-verified vote: {clean(extra["vote"])} | '
+                f'{extra["steps"]} steps (one: {extra["steps_one"]}), {extra["seconds"]} s')
+        return results[-1]['doc']
 
     try:
-        images, sounds = files(image, picture), files(audio, sound)
+        images, sounds = pictures(image), sounds_of(audio)
         if not chat:
             if start and not codec.text(start):
                 die('--start is empty')
-            write(answer(codec.encode([('text', start)] if start else turn(codec, prompt, images, sounds)), num))
+            answer(codec.encode([('text', start)] if start else turn(codec, prompt, images, sounds)), 'sample', num)
             sys.exit(0)
     except (BadInput, OSError) as e:
         die(e)
-    print('A question, or /image FILE, /audio FILE, /new, /quit. Ctrl-C ends an answer.')
+    except KeyboardInterrupt:
+        sys.exit(130)
+    say('A question, or /image FILE, /audio FILE, /agents N, /new, /quit. Ctrl-C ends an answer.')
     doc, turns = None, 0
     while True:
         try:
-            line = input('> ').strip()
+            line = input('' if json else '> ').strip()
         except (EOFError, KeyboardInterrupt):
-            print()
+            say()
             break
         try:
             if line in ('/quit', '/exit'):
                 break
             elif line == '/new':
                 doc, turns, images, sounds = None, 0, [], []
+                ctx['images'].clear()
             elif line.startswith('/image '):
-                images.append(picture(line[7:].strip()))
+                images += pictures(line[7:])
             elif line.startswith('/audio '):
-                sounds.append(sound(line[7:].strip()))
+                sounds += sounds_of(line[7:])
+            elif line.startswith('/agents ') and line[8:].isdecimal() and int(line[8:]) <= 62:
+                agents = int(line[8:])
             elif line.startswith('/'):
-                print('commands: /image FILE, /audio FILE, /new, /quit')
+                say('commands: /image FILE, /audio FILE, /agents N, /new, /quit')
             elif line:
                 asked = turn(codec, line, images, sounds)
                 doc, images, sounds = follow_up(codec, doc, asked) if doc else codec.encode(asked), [], []
-                r, = answer(doc, number=turns)
-                doc, turns = r['doc'], turns + 1
-                write([r], f'chat_{turns - 1}')
+                doc, turns = answer(doc, f'chat_{turns}', number=turns), turns + 1
         except (BadInput, OSError) as e:
-            print(e)
+            print(dumps(dict(error=str(e))) if json else e)
         except KeyboardInterrupt:
-            print()
+            say('(stopped)')

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import parallel
 from configurator import configure
 from data.codec import BadInput, Codec, save_bpe, train_bpe
+from data.llama import Llama
 from data.loader import eval_batches, open_shards, shard_dir, train_batches
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
@@ -25,7 +26,8 @@ from parallel import (add_messages, all_reduce, check_layout, forward_backward, 
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
-init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run
+init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run;
+                           # hf:FOLDER: a Llama with config.json and *.safetensors (data/llama.py)
 log_every = 20             # steps
 eval_every = 0             # steps; 0: only at the end
 eval_docs = 400            # documents of each validation split; 0: all
@@ -36,6 +38,7 @@ skills = 200               # cases per skill in the table at the end; 0: no tabl
 wandb_project = ''         # '': no wandb.  Offline: WANDB_MODE=offline, as wandb has it
 # -------- data
 dataset = 'scenes'         # or a mixture by rows, NAME:WEIGHT+NAME:WEIGHT
+val_split = 'val'          # evaluated on; dev, where a data set has one, to choose settings and keep val for scoring
 input = ''                 # a text file for dataset shakespeare
 fsdd = ''                  # spoken digits for dataset speech: a folder of the Free Spoken Digit Dataset, or an .npz
 tokenizer = 'bpe:128'      # bytes | bpe:N | gpt2 | cl100k_base | o200k_base
@@ -44,6 +47,9 @@ block_size = 192           # positions of a row
 tokens_per_step = 3840     # global: all ranks, all microbatches
 micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
+depth = 0                  # one knob for a ladder of sizes: it sets layers, width, heads, learning rates and steps (see below); 0: off
+horizon = 5.0              # with depth: tokens per parameter of the blocks
+vocab_size = 0             # rows of embedding and head; 0: as many as the tokenizer has ids
 n_layer = 4
 n_head = 4
 n_kv_head = 0              # 0: as many as n_head
@@ -52,6 +58,7 @@ ff = 0                     # hidden units; 0: 4 n_embd (relu2), 8/3 n_embd (swig
 act = 'relu2'              # relu2 | swiglu
 qk_norm = True
 rope_base = 10000.0
+norm_eps = 1e-6            # added to the mean square in RMSNorm
 tie = False                # output head = embedding
 zero_init = True           # output projections start at 0
 softcap = 15.0             # logits = c tanh(logits / c); 0: off
@@ -112,6 +119,13 @@ fp8 = ''                   # tensorwise | rowwise: the blocks' linears in 8 bits
 compile = False            # torch.compile each block
 seed = 1337
 config = configure(globals())
+
+if depth:                  # width and heads grow with the layers; what AdamW moves slows down with the root of the width, Muon's rate holds for all widths
+    n_layer, n_head, n_kv_head, n_embd, ff = depth, depth, 0, 16 * depth, 0
+    lr *= (4 / depth) ** 0.5
+    max_steps = max(1, int(horizon * 12 * n_layer * n_embd ** 2) // tokens_per_step)
+    warmup = max(1, max_steps // 20)
+    config.update({k: globals()[k] for k in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'ff', 'lr', 'max_steps', 'warmup')})
 
 # ---------------------------------------------------------------- machine
 
@@ -186,7 +200,7 @@ try:
     codec = Codec(tokenizer, n_loc)
     folders = {n: prepared(n, tokenizer, codec) for n in names}
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
-    val_sets = {n: open_shards(folders[n], 'val', codec) for n in names}
+    val_sets = {n: open_shards(folders[n], val_split, codec) for n in names}
     if master and world > 1:
         dist.barrier()
 except (BadInput, ValueError, OSError) as e:
@@ -200,7 +214,13 @@ rows = tokens_per_step // block_size
 if tokens_per_step % block_size or not rows:
     die(f'tokens_per_step={tokens_per_step} must be a multiple of block_size={block_size}')
 try:
-    cfg = ModelConfig(vocab_size=codec.n_vocab, **{f.name: globals()[f.name] for f in fields(ModelConfig) if f.name != 'vocab_size'})
+    if 0 < vocab_size < codec.n_vocab:
+        raise ValueError(f'vocab_size={vocab_size}: tokenizer={tokenizer} has {codec.n_vocab} ids: use as many or more, or 0')
+    cfg = ModelConfig(**{**{f.name: globals()[f.name] for f in fields(ModelConfig)}, 'vocab_size': vocab_size or codec.n_vocab})
+    if init_from.startswith('hf:'):
+        llama = Llama(init_from[3:], cfg.vocab_size)
+        if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
+            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower() if isinstance(v, bool) else v}' for k, v in wrong.items()))
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head, n_kv_head=cfg.n_kv_head,
                       ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows, zero=zero, zero_shard=zero_shard)
     micro = min(micro_rows, rows // dp)
@@ -299,7 +319,17 @@ try:
             p.rename(aside / p.name)
         say(f'the checkpoints of an earlier run were moved to {aside}')
     if init_from not in ('auto', 'scratch') and not there:
-        load(init_from, weights_only=True)
+        if init_from.startswith('hf:'):
+            error = None
+            try:
+                Checkpoint.fill(llama, llama.tensors(state()))
+            except ValueError as e:
+                error = e
+            if not everywhere(error is None):
+                raise error or ValueError(f'{init_from}: another rank cannot read it')
+            opt.loaded(0)
+        else:
+            load(init_from, weights_only=True)
         say(f'weights from {init_from}')
 except (LookupError, ValueError) as e:
     die(str(e))
@@ -471,6 +501,8 @@ def product_peak():
 
 peak = product_peak()
 loader = batches()
+update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()      # operations of the optimizer per step; each stage knows its own
+spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()                 # since this start: of the whole world; of this process, evaluation left out
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
@@ -481,12 +513,13 @@ while step < max_steps:
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros = [to_device(b) for b in micros]
+    micros, before = [to_device(b) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
         flops += 3 * count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * block_size,
                                  flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
+    spent_flops += (flops - before) * mesh.world.size + update
     opt.start(len(micros))
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
     sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
@@ -510,6 +543,7 @@ while step < max_steps:
         recent.append(txt + img + aud)
     step += 1
     seen += rows * block_size
+    spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
@@ -518,21 +552,22 @@ while step < max_steps:
         say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
             f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
-        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate)
+        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate,
+               cost=dict(flops=spent_flops, cpu_s=spent_cpu))
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
-        control = evaluate(blind=True) if step == max_steps else {}
+        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val      # without payloads there is nothing to blind
         for name, r in val.items():
             say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v else '') for k, v in r.items())
                 + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
-        record(step=step, val=val, **({'blind': control} if control else {}))
+        record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']), **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf
         if score < best:
             best = score
             if eval_every:
                 save('best')
-        last_log, first_step, flops, seen = time.time(), step, 0, 0
+        last_log, first_step, flops, seen, clock = time.time(), step, 0, 0, time.process_time()
     if (save_every and step % save_every == 0) or step == max_steps:
         saved = save()
 loader.close()

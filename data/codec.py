@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import regex
 import tiktoken
-from data.media import (BadInput, check, PATCH, D, RATE, HOP, N_MELS, STACK, FRAME_D, load_image, patchify, unpatchify,
-                        to_float, to_uint8, load_audio, mel, unmel, save_wav, as_frames)      # to be had from here, too
+from data.media import (BadInput, check, PATCH, D, RATE, HOP, N_MELS, STACK, FRAME_D, load_image, mark, patchify,
+                        unpatchify, to_float, to_uint8, load_audio, mel, unmel, save_wav, as_frames)      # to be had from here, too
 
 SPECIALS = ('eot user assistant system think /think tool /tool out /out boi img eoi boa aud eoa point box look draw '
             'report /report agent pad r0 r1 r2 r3 r4 r5 r6 r7').split()
@@ -162,6 +162,16 @@ class Codec:
         """id of a loc token -> the centre of its bin in [0, 1]."""
         check(self.loc0 <= id < self.n_vocab, f'id {id} is no loc token ({self.loc0} to {self.n_vocab - 1})')
         return (int(id) - self.loc0 + .5) / self.n_loc
+
+    def marks(self, ids):
+        """ids -> points [(x, y)] and boxes [(x0, y0, x1, y1)] that they say, as fractions of the picture."""
+        ids, out = [int(i) for i in ids], ([], [])
+        for k, i in enumerate(ids):
+            for kind, n, found in (('point', 2, out[0]), ('box', 4, out[1])):
+                at = ids[k + 1:k + 1 + n]
+                if i == self.sp[kind] and len(at) == n and min(at) >= self.loc0:
+                    found.append(tuple(map(self.unloc, at)))
+        return out
 
     def encode(self, doc):
         """Document -> dict of arrays: ids (T,) int64; w (T,) uint8, 1: the position is learned as a target;

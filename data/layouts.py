@@ -201,8 +201,9 @@ def plan_command(argv):
         told = {arg[2:].partition('=')[0] for arg in rest if arg.startswith('--')}
         fixed = {**{name: space[key] for name, key in NAMES.items() if key in told}, 'fp8': bool(space.get('fp8', False))}
         p = count_params(cfg)
+        gpu = k['gpu'] if not set(own) & set(H100) else 'GPUs by numbers'
         print(f'{p["total"] / 1e9:.2f} B parameters ({p["active"] / 1e9:.2f} B active), {rows} rows of {T} per step, '
-              f'{k["gpus"]} x {k["gpu"]}: {c["flops"] / 1e12:.0f} TFLOP/s, {c["memory"] / 1e9:.0f} GB,\n'
+              f'{k["gpus"]} x {gpu}: {c["flops"] / 1e12:.0f} TFLOP/s, {c["memory"] / 1e9:.0f} GB,\n'
               f'{c["link"] / 1e9:.0f} GB/s in a node of {c["node"]}, '
               f'{c["net"] / 1e9:.0f} GB/s across')
         results, fell, number = search(cfg, c, T, rows, k['gpus'], fixed)
@@ -221,13 +222,13 @@ def plan_command(argv):
     for n, why in sorted(fell.values(), key=lambda x: -x[0]):
         print(f'{n:8,d}  {why}')
     r = results[0]
-    said = {k: x for k, x in r['layout'].items() if k in ('dp', 'rows') or k not in ('m', 'recompute', 'fp8') and x not in (0, 1, '')}
-    flags = [f'--{NAMES[k]}={x}' for k, x in said.items()]
+    usual = dict(tp=1, pp=1, cp=1, ep=1, v=1, zero=0, schedule='', recompute=r['layout']['recompute'])
+    flags = [f'--{key}={r["layout"][k]}' for k, key in NAMES.items() if r['layout'][k] != usual.get(k)]
     print('flags of the best:', *flags, *['--sp=true'] * (r['layout']['tp'] > 1), *['--recompute=true'] * r['layout']['recompute'])
     share = {name: r['by'].get(name, 0) / r['seconds'] for name in TIMES}
     print('of the best step: ' + ', '.join(f'{name} {x:.1%}' for name, x in share.items() if x > .0005))
     if k['png']:
-        draw(results[:k['top']], c, f'{k["model"] or "train.py"} on {k["gpus"]} x {k["gpu"]}', k['png'])
+        draw(results[:k['top']], c, f'{k["model"] or "train.py"} on {k["gpus"]} x {gpu}', k['png'])
         print(f'chart: {k["png"]}')
     if k['simulate']:
         from data import cluster

@@ -78,6 +78,8 @@ def open_shards(out_dir, split, codec):
         s['meta'] = meta = json.loads((out / 'meta.json').read_text())
         if meta['codec'] != codec.fingerprint():
             raise RuntimeError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): delete that folder to prepare it again")
+        if split not in meta['splits']:
+            raise RuntimeError(f"{out} has no split {split}: it has {', '.join(meta['splits'])}")
         size = meta['splits'][split]
         for k, dt, width, n in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0, size['positions']), ('w', np.uint8, 0, size['positions']),
                                 ('patch', np.uint8, D, size['patches']), ('rc', np.float32, 2, size['patches']),

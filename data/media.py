@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')       # of Pillow's readers; EPS would start a program
 PATCH, D = 8, 192                                     # px; 8*8*3 numbers per image position
@@ -92,6 +92,21 @@ def load_image(src, max_patches=64, max_side=63):
         raise
     except Exception as e:                            # Pillow's decoders raise nearly anything on damaged files
         raise BadInput(f'{name}: damaged, or no image of a kind that is read here ({type(e).__name__})') from None
+
+def mark(a, points, boxes):
+    """uint8 (H, W, 3), points [(x, y)] and boxes [(x0, y0, x1, y1)] in fractions -> a copy with them drawn on, small ones enlarged; None if
+    there is nothing to draw."""
+    k = max(1, 512 // max(a.shape[:2]))
+    im = Image.fromarray(a.repeat(k, 0).repeat(k, 1))
+    draw, (W, H) = ImageDraw.Draw(im), im.size
+    for x, y in points:
+        for r, colour in ((8, 'white'), (6, 'red')):
+            draw.ellipse((x * W - r, y * H - r, x * W + r, y * H + r), fill=colour)
+    for x0, y0, x1, y1 in boxes:
+        x0, x1, y0, y1 = *sorted((x0 * W, x1 * W)), *sorted((y0 * H, y1 * H))
+        for width, colour in ((5, 'white'), (3, 'red')):
+            draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+    return np.array(im) if points or boxes else None
 
 # ---- audio
 def load_audio(src, max_seconds=600):

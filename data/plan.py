@@ -16,14 +16,14 @@ from functools import lru_cache
 from model import D, N_FREQ, count_activations, count_flops
 from parallel import bubble_theory, split_layers
 
-# A cluster. flops, fp8: dense operations per second of one GPU; memory: its bytes; hbm: bytes per second of its memory (NVIDIA's data
-# sheets of H100 SXM, H200 SXM, DGX B200). node: GPUs in a node; link, net: bytes per second and GPU of collectives inside a node, and of
-# its adapter to the others; near, far: seconds of one step of a ring. link, near and far are what NCCL reckons with: 18 links of
-# SM90_NVLINK_BW or SM100_NVLINK_BW (src/graph/topo.h), latencies of ring, simple protocol (src/graph/tuning.cc). net: 400 Gb/s. B200 has
-# been compared with no measurement.
-H100 = dict(flops=989e12, fp8=1979e12, memory=80e9, hbm=3.35e12, node=8, link=370e9, net=50e9, near=3.4e-6, far=14e-6)
+# A cluster. flops, flops8: dense operations per second of one GPU in bfloat16, in 8 bits; memory: its bytes; hbm: bytes per second of its
+# memory (NVIDIA's data sheets of H100 SXM, H200 SXM, DGX B200). node: GPUs in a node; link, net: bytes per second and GPU of collectives
+# inside a node, and of its adapter to the others; near, far: seconds of one step of a ring. link, near and far are what NCCL reckons with:
+# 18 links of SM90_NVLINK_BW or SM100_NVLINK_BW (src/graph/topo.h), latencies of ring, simple protocol (src/graph/tuning.cc). net: 400
+# Gb/s. B200 has been compared with no measurement.
+H100 = dict(flops=989e12, flops8=1979e12, memory=80e9, hbm=3.35e12, node=8, link=370e9, net=50e9, near=3.4e-6, far=14e-6)
 GPUS = dict(h100=H100, h200=dict(H100, memory=141e9, hbm=4.8e12),
-            b200=dict(H100, flops=2250e12, fp8=4500e12, memory=180e9, hbm=8e12, link=720e9))
+            b200=dict(H100, flops=2250e12, flops8=4500e12, memory=180e9, hbm=8e12, link=720e9))
 EFFICIENCY = 0.506   # of the peak, in matrix products as they are in training: fitted to one published run
 ATTENTION = 0.35     # of the peak, in attention: FlashAttention-2 on H100 (Shah et al. 2024, "FlashAttention-3", abstract)
 ROOM = 0.90          # of the memory may be planned for; the rest is left to the CUDA context, NCCL and fragmentation (a guess)
@@ -164,7 +164,7 @@ def times(cfg, l, c, T, part, width=2):
     W, E = (2 * C * C + 2 * H * C + g * C * ff) / t, moe * k * g * C * cfg.expert_ff / t       # of experts tp splits the tokens
     rate, moved = c['flops'], 2 * kept(cfg, l, T, part, width)     # each number that is kept is written once and read once
     if l.get('fp8'):       # not experts; inputs, weights, output gradients: read for the largest magnitude, read and written for the cast
-        rate, moved = c['fp8'], moved + 5 * (n * (4 * C + 2 * ff / t) + W)
+        rate, moved = c['flops8'], moved + 5 * (n * (4 * C + 2 * ff / t) + W)
     way = (l['ep'] - 1) / l['ep'] * n / t * k * C * width * moe
     hops = 2 * (cp - 1) * n * H / t * width                        # K and V, to a neighbour: through one adapter
     travel = ring(dict(c, net=c['net'] / max(1, min(cp, c['node'] // t))), cp, t, hops)

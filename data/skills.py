@@ -1,15 +1,23 @@
-"""What a model can do: held-out questions of every data set that has a task.py, beside each the blind control, its payloads zeroed."""
+"""
+What a model can do: held-out questions of every data set that has a task.py, beside each the blind control, its payloads zeroed.
+
+A task is SKILLS, problems(skill, n, codec, shards=) and verify(problem, output). Problems may say what the engine needs: max_new, patches
+(of a picture, at most), stop, choices; a task's on_stop(problem, row, codec) answers a model that asks for something in its thought. Where
+problems have a true thought, two more rows: `given`, going on from it, and `swapped`, from that of another problem with another answer.
+"""
 from importlib import import_module
 from pathlib import Path
 import numpy as np
 from data.codec import BadInput, unmel
-from sample import generate, score, turn
+from sample import Engine, score, turn
+
+MADE = 'draw play say recolour remove add'.split()                      # skills whose answer is a picture or a sound
 
 
 def table(net, codec, folders, n, say=print):
     """
     net and codec of sample.load_model, folders {data set: its shards}, n cases of each skill.  Says a line for each; yields
-    dict(skill, score, blind: percent, None where there is no such control, cases).
+    dict(data, skill, score, blind: percent, None where there is no such control, cases).
     """
     empty = codec.encode(turn(codec, ''))
     say(f'{"skill":>12s}   sighted   blind  chance  cases')
@@ -22,14 +30,19 @@ def table(net, codec, folders, n, say=print):
                 ps = task.problems(skill, n, codec, shards=folder)
             except BadInput:                                           # nothing of the kind was prepared
                 continue
-            made = skill in ('draw', 'play', 'say')
             if ps and ps[0].get('choices'):
                 right = chosen(net, codec, ps)
             else:
-                right = [answered(net, codec, task, ps, blind, made, empty) for blind in ((False,) if made else (False, True))]
+                right = [answered(net, codec, task, ps, blind, empty) for blind in ((False,) if skill in MADE else (False, True))]
             blind = f'{right[1]:6.1f}%' if len(right) > 1 else '      -'
             say(f'{skill:>12s}   {right[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
-            yield dict(skill=skill, score=right[0], blind=right[1] if len(right) > 1 else None, cases=len(ps))
+            yield dict(data=name, skill=skill, score=right[0], blind=right[1] if len(right) > 1 else None, cases=len(ps))
+            if ps and 'thought' in ps[0]:
+                pairs = [(p, q) for p in ps if (q := task.stranger(p, ps))]
+                for word, thoughts in (('given', [p['thought'] for p, _ in pairs]), ('swapped', [q['thought'] for _, q in pairs])):
+                    right = answered(net, codec, task, [p for p, _ in pairs], False, empty, thoughts) if pairs else 0.0
+                    say(f'{word:>12s}   {right:6.1f}% {"      -"} {100 * ps[0]["chance"]:6.1f}% {len(pairs):6d}')
+                    yield dict(data=name, skill=f'{skill} {word}', score=right, blind=None, cases=len(pairs))
 
 
 def chosen(net, codec, ps):
@@ -43,10 +56,17 @@ def chosen(net, codec, ps):
             for s in ((seen - unseen) / size, unseen / size)]
 
 
-def answered(net, codec, task, ps, blind, made, empty):
-    """Percent right, by the task's own judge, of greedy answers. made: a picture or a sound, with guidance."""
-    outs = generate(net, codec, [codec.encode(p['prompt']) for p in ps], max_new=64 if made else 48, temperature=0, blind=blind, batch=100,
-                    guide=1.5 if made else 1.0, unprompted=empty if made else None)
-    for o in outs:
-        o['audio'] = [unmel(f) for f in o['audio']]
-    return 100 * float(np.mean([task.verify(p, o) for p, o in zip(ps, outs)]))
+def answered(net, codec, task, ps, blind, empty, thoughts=()):
+    """
+    Percent right, by the task's own judge, of greedy answers; pictures and sounds asked for are made with guidance. thoughts: what each of
+    the problems ps goes on from, as if the model had said it.
+    """
+    made, ask = ps[0]['skill'] in MADE, getattr(task, 'on_stop', None)
+    engine = Engine(net, codec, rows=100, guide=1.5 if made else 1.0, unprompted=empty if made else None, blind=blind,
+                    max_patches=max(p.get('patches', 64) for p in ps), on_stop=ask and (lambda row: ask(ps[row.index], row, codec)))
+    rows = [engine.add(codec.encode(p['prompt']), thoughts[i] if thoughts else (), index=i, temperature=0, stop=p.get('stop', ()),
+                       max_new=p.get('max_new', 64 if made else 48)) for i, p in enumerate(ps)]
+    engine.run()
+    for r in rows:
+        r.result['audio'] = [unmel(f) for f in r.result['audio']]
+    return 100 * float(np.mean([task.verify(p, r.result) for p, r in zip(ps, rows)]))

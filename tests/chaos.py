@@ -301,7 +301,7 @@ def metrics(out):
     for line in (Path(out) / 'metrics.jsonl').read_text().splitlines():
         try:
             r = json.loads(line)
-            lines.append((r['step'], {k: v for k, v in r.items() if k not in ('step', 'ms', 'tok_s')}))
+            lines.append((r['step'], {k: v for k, v in r.items() if k not in ('step', 'ms', 'tok_s', 'cost')}))
         except ValueError:
             lines.append((-1, 'cut'))
     return lines

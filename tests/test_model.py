@@ -486,7 +486,9 @@ def dense_moe(m, x):
     for n in range(len(x)):
         for e in sorted(range(len(m.bias)), key=lambda e: -(score[n, e] + m.bias[e]).item())[:m.cfg.top_k]:
             chosen[n, e] = 1
-    gate = score * chosen / ((score * chosen).sum(1, keepdim=True) + 1e-9)
+    gate = score * chosen
+    if m.cfg.top_k > 1:
+        gate = gate / (gate.sum(1, keepdim=True) + 1e-9)
     y = 0
     for e in range(len(m.bias)):
         y = y + gate[:, e:e + 1] * by_the_book_mlp(x, m.w1[e], m.w2[e], m.cfg.act)
@@ -515,7 +517,7 @@ def test_experts_equal_the_dense_loop(act, top_k):
         if n in ('w1', 'w2'):
             assert (a[3] == 0).all() and a[0].any(), 'the unused expert, and a used one'
         if n == 'router':
-            assert top_k == 1 or a.abs().max() > 1e-3                 # the gates differentiate it (one normalised gate is 1: nothing to learn)
+            assert a.abs().max() > 1e-3                               # the gates differentiate it, one alone too
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])

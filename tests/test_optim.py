@@ -476,3 +476,16 @@ def test_nothing_is_unpickled(tmp_path):
         raw = np.frombuffer(data[e['offset']:e['offset'] + e['nbytes']], e['dtype']).reshape(e['shape'])
         assert (raw == x.numpy()).all(), n
     assert sum(e['nbytes'] for e in manifest['tensors']) == len(data)
+
+
+def test_operations_of_a_step_on_paper():
+    """Those of Muon's products as torch counts them, whatever the shapes; 16 for each parameter beside."""
+    from torch.utils.flop_counter import FlopCounterMode
+    model = Muse(ModelConfig(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, ff=48, act='swiglu', n_expert=3, top_k=1, image=False, audio=False), solo_mesh())
+    muon, adamw = (Optimizer([model], solo_mesh(), torch.float32, muon=on).flops() for on in (True, False))
+    assert adamw == 16 * sum(p.numel() for p in model.parameters())
+    matrices = [m for p in model.parameters() if p.spec.kind == 'matrix' for x in (p if p.dim() == 3 else [p]) for m in x.split(p.spec.parts or len(x))]
+    with FlopCounterMode(display=False) as counted:
+        for m in matrices:
+            orthogonalise(m.detach()[None])
+    assert muon - adamw == counted.get_total_flops()

@@ -472,7 +472,7 @@ def train(machine, name, *flags, world=1):  # noqa: F811
     out = machine.path / name
     for r in [machine.wait(j) for j in [machine.start('train.py', *RUN, f'--out_dir={out}', *flags, env=env(r)) for r in range(world)]]:
         assert r.code == 0, r.err
-    records = [{k: v for k, v in json.loads(line).items() if k not in ('ms', 'tok_s')} for line in open(out / 'metrics.jsonl')]
+    records = [{k: v for k, v in json.loads(line).items() if k not in ('ms', 'tok_s', 'cost')} for line in open(out / 'metrics.jsonl')]
     ck = Checkpoint(next(Path(out).glob('step_*')))
     return records, {n: ck.full(n) for n in ck.names}
 

@@ -879,3 +879,35 @@ def test_chat_as_documented(machine, whole):
 
 if __name__ == '__main__':
     serve()
+
+
+def test_one_knob_sets_a_rung_of_the_ladder(machine, tmp_path):
+    """--depth: layers, heads, width, steps and the rate of AdamW, in the model and in what the checkpoint says of the run; other keys are as they were."""
+    r = machine.train(tmp_path / 'out', '--depth=2', '--horizon=0.05', '--muon_lr=0.01', '--lr=1e-3', '--log_every=1')
+    assert r.code == 0, r.err
+    [at] = checkpoints(tmp_path / 'out')
+    meta = Checkpoint(at).meta
+    want = dict(n_layer=2, n_head=2, n_embd=32, max_steps=int(0.05 * 12 * 2 * 32 ** 2) // 256, muon_lr=0.01, lr=1e-3 * 2 ** 0.5)
+    assert {k: meta['config'][k] for k in want} == pytest.approx(want) and meta['step'] == want['max_steps'] == 4
+    assert (meta['model']['n_layer'], meta['model']['n_embd'], meta['model']['ff']) == (2, 32, 128)
+
+
+def test_evaluation_on_another_split(machine, tmp_path):
+    folder = tmp_path / 'lib'
+    folder.mkdir()
+    for i in range(30):
+        (folder / f'm{i}.py').write_text(f'value = {i}\n' * (i + 1))
+    out = machine.path / 'data' / 'stdlib' / 'shards-bytes'
+    r = machine.run('data/stdlib/prepare.py', f'--root={folder}', '--share=0.2', f'--out={out}')
+    assert r.code == 0, r.err
+    try:
+        flags = ['--dataset=stdlib', '--max_steps=1', '--image=false', '--audio=false']
+        said = {}
+        for split in ('val', 'dev'):
+            r = machine.train(tmp_path / split, *flags, f'--val_split={split}')
+            assert r.code == 0, r.err
+            said[split] = metrics(tmp_path / split)[1][1]['stdlib']['txt']
+        assert said['val'] != said['dev']
+        one_line(machine.train(tmp_path / 'none', *flags, '--val_split=tset'), 'no split tset: it has train, dev, val, test')
+    finally:
+        shutil.rmtree(out)

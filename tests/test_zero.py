@@ -36,7 +36,8 @@ from test_train import TINY, assert_same, contents, machine, one_line, steps  # 
 # ---------------------------------------------------------------- every stage equals one process, and the other stages
 
 # layouts of tests/grid.py, and stages in the order in which their bits are compared: with one microbatch all, with several 0 = 1 and 2 = 3
-SEVERAL = [('moe dp2', 0, 1, 2, 3), ('dense dp4 shard2', 0, 1), ('tied dp2 pp2 zbh1 recompute', 2, 3)]
+SEVERAL = [('moe dp2', 0, 1, 2, 3), ('dense dp4 shard2', 0, 1), ('tied dp2 pp2 zbh1 recompute', 2, 3),
+           ('dense dp2 tp4 sp', 0, 1)]
 ONE = [('tied cp2 allgather recompute', 0, 1, 2, 3), ('dense dp2 tp2 sp', 0, 3), ('moe dp4 ep2 shard2', 0, 2)]
 MUON = [('moe dp2', 0, 2), ('dense dp2 tp2', 1, 3)]
 
@@ -177,20 +178,22 @@ def memory_worker(rank, text, zero):
     gc.collect()
     seen = sum(n for k, n in storages().items() if k not in before) - opt.steps.nbytes
     assert opt.nbytes() == rest
-    return rest, seen, sum(u.n for u in opt.units), sum(p.numel() for m in models for p in m.parameters())
+    return rest, seen, sum(u.n for u in opt.units), sum(p.numel() for u in opt.units for p in u.params), [p.shape for p, _ in opt.tables]
 
 
 @pytest.mark.parametrize('text, stages', [('dense dp2', (0, 1, 2, 3)), ('tied dp4 shard2', (3,)), ('dense cp2 tp2 ring', (1,))])
 def test_bytes_at_rest_are_those_of_the_formulas(text, stages):
-    """18, 6 + 12/d, 2 + 16/d, 18/d bytes per padded parameter (bfloat16, AdamW), after a step as before; no tensor lives beside them."""
+    """18, 6 + 12/d, 2 + 16/d, 18/d bytes per padded parameter (bfloat16, AdamW), after a step as before; memory tables in
+    float32, and a number per row; no tensor lives beside them."""
     d = 2
     for zero in stages:
         each = (18, 6 + 12 / d, 2 + 16 / d, 18 / d)[zero]
-        for rest, seen, n, bare in ranks(grid.size(grid.parse(text)), memory_worker, text, zero):
-            assert sum(rest.values()) == seen == n * each, (zero, rest, seen)
+        for rest, seen, n, bare, tables in ranks(grid.size(grid.parse(text)), memory_worker, text, zero):
+            numbers, rows = sum(r * c for r, c in tables), sum(r for r, _ in tables)
+            assert sum(rest.values()) == seen == n * each + 4 * numbers + 4 * rows, (zero, rest, seen)
             w = n // d
-            assert rest == dict(parameters=2 * (w if zero == 3 else n), gradients=4 * (w if zero > 1 else n),
-                                masters=4 * (w if zero else n), moments=8 * (w if zero else n))
+            assert rest == dict(parameters=2 * (w if zero == 3 else n) + 4 * numbers, gradients=4 * (w if zero > 1 else n),
+                                masters=4 * (w if zero else n), moments=8 * (w if zero else n) + 4 * rows)
             assert bare <= n <= 1.05 * bare
 
 

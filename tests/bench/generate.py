@@ -1,14 +1,14 @@
 """
-Generation against transformers (with its cache) and nanoGPT (which has none): the same sizes, about 10 M parameters, float32, 16 rows, 128 new
-tokens each, sampled at temperature 1.
+Generation against transformers (with its cache) and nanoGPT (which has none): the same sizes, about 10 M parameters, float32, 16 rows, 128
+new tokens each, sampled at temperature 1.
 
     python tests/bench/generate.py --peer=DIR         DIR: a checkout of nanoGPT; about 2 minutes on 2 cores
     python tests/bench/generate.py --layers=6 --width=384 --heads=6 --kv_heads=6 --hidden=1024
 
-All in one process, in turn; the best of the turns counts for each side, since whatever else the machine does only adds time. transformers runs
-the very same weights (a Llama): its greedy tokens are compared with ours. A peer that is not there is left out (pip install transformers).
-Targets: twice the tokens per second of transformers; a twentieth of nanoGPT's time per token, whether it draws its samples one by one, as its
-sample.py does, or all in one batch; a step of 8 rows takes at most 1.3 times that of 1 row.
+All in one process, in turn; the best of the turns counts for each side, since whatever else the machine does only adds time. transformers
+runs the very same weights (a Llama): its greedy tokens are compared with ours. A peer that is not there is left out (pip install
+transformers). Targets: twice the tokens per second of transformers; a twentieth of nanoGPT's time per token, whether it draws its samples
+one by one, as its sample.py does, or all in one batch; a step of 8 rows takes at most 1.3 times that of 1 row.
 """
 import importlib.util
 import json
@@ -45,8 +45,8 @@ codec = Codec('bytes')
 V = codec.n_vocab
 ids = torch.randint(97, 123, (max(rows, 8), prompt))
 shape = dict(n_layer=layers, n_embd=width, n_head=heads)
-model = Muse(ModelConfig(vocab_size=V, n_kv_head=kv_heads, ff=hidden, act='swiglu', qk_norm=False, image=False, audio=False, zero_init=False,
-                         **shape)).eval()
+model = Muse(ModelConfig(vocab_size=V, n_kv_head=kv_heads, ff=hidden, act='swiglu', qk_norm=False, image=False, audio=False,
+                         zero_init=False, **shape)).eval()
 millions = lambda m: sum(p.numel() for p in m.parameters()) / 1e6
 
 def ours(n, temperature=1.0):
@@ -70,17 +70,20 @@ def llama():
     except ImportError:
         return None
     net = LlamaForCausalLM(LlamaConfig(
-        vocab_size=V, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, tie_word_embeddings=False,
-        num_key_value_heads=kv_heads, max_position_embeddings=prompt + new, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None)).eval()
+        vocab_size=V, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        tie_word_embeddings=False, num_key_value_heads=kv_heads, max_position_embeddings=prompt + new, rms_norm_eps=1e-6,
+        bos_token_id=None, eos_token_id=None)).eval()
     kv = kv_heads * width // heads
     with torch.no_grad():
         net.model.embed_tokens.weight.copy_(model.wte)
         net.lm_head.weight.copy_(model.head)
         net.model.norm.weight.copy_(model.norm.gain)
         for theirs, b in zip(net.model.layers, model.blocks.values()):
-            for p, x in ((theirs.self_attn.q_proj, b.attn.q), (theirs.self_attn.k_proj, b.attn.kv[:kv]), (theirs.self_attn.v_proj, b.attn.kv[kv:]),
-                         (theirs.self_attn.o_proj, b.attn.out), (theirs.mlp.gate_proj, b.mlp.up[:hidden]), (theirs.mlp.up_proj, b.mlp.up[hidden:]),
-                         (theirs.mlp.down_proj, b.mlp.down), (theirs.input_layernorm, b.norm1.gain), (theirs.post_attention_layernorm, b.norm2.gain)):
+            for p, x in ((theirs.self_attn.q_proj, b.attn.q), (theirs.self_attn.k_proj, b.attn.kv[:kv]),
+                         (theirs.self_attn.v_proj, b.attn.kv[kv:]), (theirs.self_attn.o_proj, b.attn.out),
+                         (theirs.mlp.gate_proj, b.mlp.up[:hidden]), (theirs.mlp.up_proj, b.mlp.up[hidden:]),
+                         (theirs.mlp.down_proj, b.mlp.down), (theirs.input_layernorm, b.norm1.gain),
+                         (theirs.post_attention_layernorm, b.norm2.gain)):
                 p.weight.copy_(x)
     return net
 
@@ -118,7 +121,8 @@ same = sum(a == b for a, b in zip(ours(rows, 0)[2], transformers(rows, False)[1]
 seconds, step = {}, {1: [], 8: []}
 for _ in range(turns):
     for name, run in (('ours', lambda: ours(rows)[0]), ('transformers', net and (lambda: transformers(rows)[0])),
-                      ('nanoGPT, one by one', nano and (lambda: nanogpt(rows, False))), ('nanoGPT, one batch', nano and (lambda: nanogpt(rows, True)))):
+                      ('nanoGPT, one by one', nano and (lambda: nanogpt(rows, False))),
+                      ('nanoGPT, one batch', nano and (lambda: nanogpt(rows, True)))):
         if run:
             seconds.setdefault(name, []).append(run())
     for _ in range(3):
@@ -136,5 +140,6 @@ figures = dict(step_8_over_1=round(ratio, 3), tokens_per_s=round(rows * new / be
                over_transformers=net and round(best['transformers'] / best['ours'], 2),
                over_nanogpt=nano and round(min(v for k, v in best.items() if k.startswith('nano')) / best['ours'], 1))
 ok = ratio <= 1.3 and (not net or figures['over_transformers'] >= 2 and same >= 0.75 * rows) and (not nano or figures['over_nanogpt'] >= 20)
-print(json.dumps(dict(bench='generate', ok=ok, **figures, left_out=[k for k, m in (('transformers', net), ('nanoGPT', nano)) if m is None])))
+print(json.dumps(dict(bench='generate', ok=ok, **figures,
+                      left_out=[k for k, m in (('transformers', net), ('nanoGPT', nano)) if m is None])))
 sys.exit(not ok)

@@ -1,0 +1,27 @@
+"""
+Agents that search together (data/twice): thinking alone, agents with roles who report, and merging, from examples.
+
+    python train.py config/sft_twice.py
+    python tests/bench/contemplate.py --init_from=out-sft-twice      many agents beside one
+
+1 CPU core, about 5 minutes.
+"""
+out_dir = 'out-sft-twice'
+dataset = 'twice'
+tokenizer = 'bytes'
+image = False
+audio = False
+dtype = 'float32'          # at this width a step is the number of operations, not their size
+block_size = 160
+tokens_per_step = 2560
+micro_rows = 16
+n_layer = 3
+n_head = 4
+n_embd = 64
+max_steps = 3000
+warmup = 50
+lr = 3e-3
+eval_docs = 0
+eval_every = 0
+save_every = 500
+skills = 0

@@ -3,9 +3,13 @@ RL on `signs`: thoughts grow, are compressed, and grow again. First 3 digits: mo
 answer cost is taken off its reward: thoughts leave out what need not be said. Then 5 digits come in, which that way of thinking is not
 enough for.
 
-    python train.py config/sft_signs.py          first
+    python data/signs/prepare.py --brief=0.15; python train.py config/sft_signs.py         first: most thoughts say every sum in full
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
+
+Not shown yet as a whole. One seed, 70 steps: 3 digits from 18 to 38 tokens, then to 29.5 under the penalty, while pass@1 goes on from 0.90
+to 0.93; the third phase and the control have not been run. With --brief=0.5 the brief way wins while thoughts still grow, and the
+penalty finds nothing more to take off.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'
@@ -15,15 +19,15 @@ harder = '5'
 more = '5'
 more_at = 80
 budget = True
-lam = 0.6
-lam_from = 0.75
-lam_ramp = 10
-len_ref = 24
+lam = 0.9
+lam_from = 0.8
+lam_ramp = 20
+len_ref = 64
 p_lo = 0.3
 p_hi = 0.8
 prompts = 8
-max_steps = 120
-lr = 5e-4
+max_steps = 110
+lr = 4e-4
 eval_every = 10
 eval_problems = 32
 last_problems = 32

@@ -4,6 +4,10 @@ drawn for training; 7 digits, which RL never sees, go along.
 
     python train.py config/sft_signs.py          first
     python rl.py config/rl_signs.py              --plot=True: out-rl-signs/curves.png
+
+One seed: pass@1 0.23 to 0.55 (R^2 0.97 against ln tokens), pass@16 0.92 to 0.99 (too soon at its ceiling for a line), 7 digits 0.06 to
+0.10; from step 40 on 40% of the thoughts end at max_new, which is what bends the curve: --max_new=160 --block_size=192 is the next to
+try.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-signs'

@@ -43,9 +43,14 @@ def run(*args):
     return r.stdout
 
 
-def warm_start(where):
-    run('train.py', 'config/sft_signs.py', f'--out_dir={Path(where) / "sft"}')          # goes on, or has nothing to do
-    return Path(where) / 'sft'
+def warm_start(where, brief):
+    """brief: part of the thoughts that leave out what need not be said. Trained once."""
+    out = Path(where) / f'sft-{brief}'
+    if not checkpoints(out):
+        run('data/signs/prepare.py', f'--brief={brief}')
+        run('train.py', 'config/sft_signs.py', f'--out_dir={out}')
+        run('data/signs/prepare.py')                           # what others find there is as it was
+    return out
 
 
 def read(out):
@@ -66,7 +71,7 @@ def line(points):
 
 
 def curves(where):
-    warm, rows, panel, each = warm_start(where), [], {}, []
+    warm, rows, panel, each = warm_start(where, 0.5), [], {}, []
     print(f'{"seed":>5s} {"":16s} {"before":>7s} {"after":>7s} {"R^2":>6s} {"of the rest":>11s}   (points; before and after: all problems)')
     for seed in range(first, first + seeds):
         out = Path(where) / f'rl-{seed}'
@@ -97,7 +102,7 @@ def curves(where):
 
 def three_phases(where):
     """config/rl_phases.py beside the same with lam=0. Lengths: of all rollouts on held-out problems of all levels, early and late ones."""
-    warm, both = warm_start(where), {}
+    warm, both = warm_start(where, 0.15), {}
     for name, more in (('penalty', []), ('control', ['--lam=0'])):
         out = Path(where) / f'phases-{name}'
         run('rl.py', 'config/rl_phases.py', f'--init_from={warm}', f'--out_dir={out}', *more, *flags.split())

@@ -9,7 +9,6 @@ The same command, started again, goes on from the last checkpoint in out_dir. Ct
 """
 import ctypes, json, math, os, resource, shutil, signal, subprocess, sys, threading, time
 from collections import Counter, deque
-from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 import numpy as np
@@ -261,6 +260,7 @@ except OSError as e:
 step, best, bad, resumed, saved = 0, math.inf, 0, None, True
 shift, recent, returns = 0, deque(maxlen=100), Counter()    # batches that rollbacks have skipped; the last losses; rollbacks to each checkpoint
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
+plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkpoint from before a key was there has of it
 
 def load(path, weights_only=False):
     """Fill model (and optimizer) from a checkpoint folder, on all ranks or none: ValueError or LookupError. Returns its meta."""
@@ -281,7 +281,7 @@ def load(path, weights_only=False):
 def fill(path, weights_only):
     """The part of load() that a rank does alone; what it can read may differ: a stage reads only its own layers."""
     ck = Checkpoint(path)
-    if (there := {**ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
+    if (there := {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
         k = next(k for k in wanted if there.get(k) != wanted[k])
         raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
                           f'choose another --out_dir, or give the key as it was')

@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -524,6 +525,18 @@ def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     r = machine.train(out, *MOE, flag)
     one_line(r, f'{key}={old}', f'{key}={value}', 'out_dir')
     assert steps(out) == [4] and (out / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+
+def test_a_checkpoint_from_before_a_key_was_there(machine, whole, tmp_path):
+    """It had what is now the key's default; another value is refused as ever."""
+    out = copy_of(whole, tmp_path / 'out', 4)
+    path = out / 'step_00000004/manifest.json'
+    m = json.loads(path.read_text())
+    del m['crc'], m['model']['norm_eps']
+    body = json.dumps(m)
+    path.write_text(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
+    one_line(machine.train(out, *MOE, '--norm_eps=0.001'), 'norm_eps=1e-06', 'norm_eps=0.001')
+    r = machine.train(out, *MOE, '--max_steps=5')
+    assert r.code == 0 and 'going on from' in r.out, r.err
 
 @pytest.mark.parametrize('muon', [True, False])
 def test_another_optimizer_in_out_dir_is_refused(machine, tmp_path, muon):

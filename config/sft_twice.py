@@ -2,9 +2,9 @@
 Agents that search together (data/twice): thinking alone, agents with roles who report, and merging, from examples.
 
     python train.py config/sft_twice.py
-    python tests/bench/contemplate.py --init_from=out-sft-twice      many agents beside one
+    python tests/bench/contemplate.py --out_dir=out-sft-twice        many agents beside one
 
-1 CPU core, about 5 minutes.
+1 CPU core, about 5 minutes. This notation (letters in thoughts and answers) has not been trained yet.
 """
 out_dir = 'out-sft-twice'
 dataset = 'twice'

@@ -320,19 +320,19 @@ def test_documents_of_twice():
         assert good == steps, text
         tries = thought.split('x')
         hit = len(tries[-1]) == 25 and tries[-1].endswith('0')        # both rows, nothing left
-        assert hit == twice.verify(p, answer) and twice.word(tries[-1][:12:2]) == answer if hit else answer == '?' or not agent
+        assert hit == twice.verify(p, answer) and tries[-1][:12:2] == answer if hit else answer == '?' or not agent
         for b, r in enumerate(re.findall(r'<r(\d)>', roles)):
-            assert int(r) // 2 == b and all(t[2 * b:2 * b + 1] in ('', '+-'[int(r) % 2]) for t in tries)
+            assert int(r) // 2 == b and all(t[2 * b:2 * b + 1] in ('', chr((65, 97)[int(r) % 2] + b)) for t in tries)
     assert min(kinds.values()) > 60
 
 
 def test_steps_of_twice_see_what_is_wrong():
     p = twice._make([[3, 4, 2], [1, 9, 3]], [5, 5])                   # 3+4-2 = 5; 1+9-3 = 7; -3+4+2 = 3; 3-4+2 = 1
-    assert twice.steps(p, '+2-6-8x') == (4, 4) and twice.steps(p, '+2+8-0,+4+5-8x') == (8, 8)
-    assert twice.steps(p, '+2-7-9x') == (2, 4)                        # a value that is wrong, and all after it; missed, as it says
-    assert twice.steps(p, '+2-6-8,') == (3, 4) and twice.steps(p, '+2+8-0x') == (3, 4)       # verdicts
-    assert twice.steps(p, '+2+8-0,+4-3-6x')[0] < 8                    # other signs in the second row
-    assert twice.steps(p, '+2-6') == (2, 2) and twice.steps(p, '') == (0, 0)
+    assert twice.steps(p, 'A2b6c8x') == (4, 4) and twice.steps(p, 'A2B8c0,A4B5c8x') == (8, 8)
+    assert twice.steps(p, 'A2b7c9x') == (2, 4)                        # a value that is wrong, and all after it; missed, as it says
+    assert twice.steps(p, 'A2b6c8,') == (3, 4) and twice.steps(p, 'A2B8c0x') == (3, 4)       # verdicts
+    assert twice.steps(p, 'A2B8c0,A4b3c6x')[0] < 8                    # other signs in the second row
+    assert twice.steps(p, 'A2b6') == (2, 2) and twice.steps(p, '') == (0, 0)
 
 
 def test_a_long_row_reads_little_beside_one_that_reads_much(clerk):

@@ -3,9 +3,9 @@ Documents of three kinds for `twice` (see task.py): one who thinks alone, one of
 
     python data/twice/prepare.py                        # about 20 s; train.py does it by itself
 
-    <user>Q<assistant><think>+2-6...x+2+8...,+2...</think>AbCdeF<eot>                                     alone
-    <user>Q<assistant><agent><r1><r2><think>-7+1...x...</think><report>aBCdEf</report><eot>               an agent: found
-    <user>Q<assistant><agent><r1><r2><think>-7+1...x-7+</think><report>?</report><eot>                    time was up
+    <user>Q<assistant><think>A2b6...xA2B8...,A2...</think>AbCdeF<eot>                                     alone
+    <user>Q<assistant><agent><r1><r2><think>a7B1...x...</think><report>aBCdEf</report><eot>               an agent: found
+    <user>Q<assistant><agent><r1><r2><think>a7B1...xa7B</think><report>?</report><eot>                    time was up
     <user>Q<assistant><report>?</report><report>aBCdEf</report><report>?</report>...aBCdEf<eot>           the orchestrator
 
 An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so
@@ -38,9 +38,9 @@ def attempt(p, signs):
     """-> (text, do both sums come out)."""
     text = ''
     for row, left in zip(p['rows'], p['targets']):
-        for d, s in zip(row, signs):
-            left = (left - d if s == '+' else left + d) % 10
-            text += s + str(left)
+        for d, c in zip(row, word(signs)):
+            left = (left - d if c.isupper() else left + d) % 10
+            text += c + str(left)
         if left:
             return text, False
         text += ','

@@ -11,7 +11,7 @@ it is about, so that copying one of many answers, as an orchestrator does, is a 
     score = verify(p, 'AbCdeF')                # 1.0 or 0.0
 
 Of 64 guesses for six digits 3.5 are right on average, at least one. What a warm start thinks (prepare.py) is attempts: after every sign
-what is left of the target, `+2-6+4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never
+what is left of the target, `A2b6C4...` for 3, 4, 2, ... and 5; `,` when 0 is left, then the second row; `x` after a miss. Digits are never
 0 or 5, for which both signs do the same. Nothing here is evaluated and no random state moves; whatever a model may have written, it is
 only a wrong answer.
 """
@@ -89,7 +89,8 @@ def steps(p, thought):
             v, good = target, True
             for j, d in enumerate(row[:len(said) // 2]):
                 s, new = said[2 * j], said[2 * j + 1]
-                good = good and s in ('+-' if signs is None else signs[j:j + 1]) and new == str((v - d if s == '+' else v + d) % 10)
+                good = good and s in ((chr(65 + j), chr(97 + j)) if signs is None else signs[j:j + 1])
+                good = good and new == str((v - d if s.isupper() else v + d) % 10)
                 right, total, v = right + good, total + 1, int(new) if good else v
             if len(said) >= 2 * len(row):
                 goes_on, comes_out = k == 0 and ',' in attempt, good and len(said) == 2 * len(row) and v == 0

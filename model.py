@@ -60,7 +60,8 @@ class ModelConfig:
         self.expert_ff, self.shared_ff = self.expert_ff or self.ff // self.top_k, self.shared_ff or self.ff // self.top_k
         for ok, say in ((self.act in ('relu2', 'swiglu'), f'act={self.act}: use relu2 or swiglu'),
                         (self.n_embd % self.n_head == 0, f'n_embd={self.n_embd} does not divide by n_head={self.n_head}'),
-                        (self.n_embd // self.n_head % 2 == 0, f'n_embd/n_head={self.n_embd // self.n_head} is odd: rotary positions need pairs'),
+                        (self.n_embd // self.n_head % 2 == 0,
+                         f'n_embd/n_head={self.n_embd // self.n_head} is odd: rotary positions need pairs'),
                         (self.n_head % self.n_kv_head == 0, f'n_head={self.n_head} does not divide by n_kv_head={self.n_kv_head}'),
                         (self.ngram != 1 and self.ngram >= 0, f'ngram={self.ngram}: use 0 for no memory, or 2 and more'),
                         (self.smear >= 0, f'smear={self.smear}: use 0 or more'),
@@ -116,7 +117,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotary positions (Su et al. 2021). x (B, T, n, hd); cos (B, T, 1, hd) twice the cosines, sin minus and plus the sines; the backward turns back."""
+    """
+    Rotary positions (Su et al. 2021). x (B, T, n, hd); cos (B, T, 1, hd) twice the cosines, sin minus and plus the sines; the backward
+    turns back.
+    """
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
@@ -130,8 +134,9 @@ class _Rotate(torch.autograd.Function):
 
 class _Remember(torch.autograd.Function):
     """
-    x (N, C) plus the sum of K rows of a table for each position, rows (N, K); with tensor parallelism the table (.., C/tp) has this rank's columns.
-    backward: rows and gradients are put down in table.pairs for the optimizer, which touches these rows only: there is no dense gradient.
+    x (N, C) plus the sum of K rows of a table for each position, rows (N, K); with tensor parallelism the table (.., C/tp) has this rank's
+    columns. backward: rows and gradients are put down in table.pairs for the optimizer, which touches these rows only: there is no dense
+    gradient.
     """
     @staticmethod
     def forward(ctx, x, table, rows):
@@ -148,8 +153,8 @@ class _Remember(torch.autograd.Function):
 
 def ngrams(ids, past, n_rows):
     """
-    ids (B, T), past (B, T, n - 1) the ids before each, the nearest first -> (B T, n - 1) int64: the rows of its last 2, 3, .. n ids in a table
-    that has n_rows for each length, by a hash: contexts that meet in a row share it.
+    ids (B, T), past (B, T, n - 1) the ids before each, the nearest first -> (B T, n - 1) int64: the rows of its last 2, 3, .. n ids in a
+    table that has n_rows for each length, by a hash: contexts that meet in a row share it.
     """
     h, out = ids, []
     for i, before in enumerate(past.unbind(-1)):
@@ -184,9 +189,11 @@ class Attention(nn.Module):
         C, hd, kv = cfg.n_embd, cfg.hd, cfg.n_kv_head
         self.cfg, self.mesh = cfg, mesh
         self.q = param(mesh, C, C, tp=0, std=C ** -0.5)
-        self.kv = param(mesh, 2 * kv * hd, C, tp=0, parts=(kv * hd, kv * hd), kv=kv, std=C ** -0.5)    # apart from q: with fewer heads than tp it has copies
+        # apart from q: with fewer heads than tp it has copies
+        self.kv = param(mesh, 2 * kv * hd, C, tp=0, parts=(kv * hd, kv * hd), kv=kv, std=C ** -0.5)
         self.out = param(mesh, C, C, tp=1, std=0.0 if cfg.zero_init else C ** -0.5 / (2 * cfg.n_layer) ** 0.5)
-        self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None    # shared by the heads: summed over tp
+        # shared by the heads: summed over tp
+        self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None
         self.nh = cfg.n_head // mesh.tp.size
         self.nkv = max(1, kv // mesh.tp.size)
 
@@ -220,9 +227,9 @@ class MLP(nn.Module):
 
 class MoE(nn.Module):
     """
-    A shared expert beside top_k of n_expert, chosen by sigmoid scores in float32 plus a balancing bias that takes no gradient (Wang et al. 2024,
-    "Auxiliary-Loss-Free Load Balancing"); the gates are the chosen scores, normalised if there are several (one alone would always be 1, and the router
-    learn nothing: it is left as it is, as in Switch and Llama 4). Dropless. Tokens are split over tp, so no token is
+    A shared expert beside top_k of n_expert, chosen by sigmoid scores in float32 plus a balancing bias that takes no gradient (Wang et al.
+    2024, "Auxiliary-Loss-Free Load Balancing"); the gates are the chosen scores, normalised if there are several (one alone would always be
+    1, and the router learn nothing: it is left as it is, as in Switch and Llama 4). Dropless. Tokens are split over tp, so no token is
     computed twice: experts see (edp, ep) of the same ranks.
     """
     def __init__(self, cfg, mesh):
@@ -235,7 +242,8 @@ class MoE(nn.Module):
         self.w2 = param(mesh, cfg.n_expert, C, ff, expert=True, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
         self.register_buffer('bias', torch.zeros(cfg.n_expert))                # moved by the training loop, saved in checkpoints
         self.bias.spec = Spec((cfg.n_expert,))
-        self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)   # tokens per expert since the last step: text, image, audio
+        # tokens per expert since the last step: text, image, audio
+        self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)
 
     def forward(self, x, ctx):
         # x (B, T, C), or its T-slice under sp
@@ -270,7 +278,10 @@ class Block(nn.Module):
 
 
 class _Recompute(torch.autograd.Function):
-    """block(x, ctx) that keeps x alone and runs again in the backward pass (Chen et al. 2016); expert loads are counted once, queued weight gradients stay queued."""
+    """
+    block(x, ctx) that keeps x alone and runs again in the backward pass (Chen et al. 2016); expert loads are counted once, queued weight
+    gradients stay queued.
+    """
     @staticmethod
     def forward(ctx, x, block, c, mesh):
         ctx.save_for_backward(x)
@@ -291,9 +302,9 @@ class _Recompute(torch.autograd.Function):
 
 class Flow(nn.Module):
     """
-    Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state).  loss and sample derive from denoise().
-    Residual MLP blocks with adaLN-zero (Peebles and Xie 2023). The part of the modulation that comes from the hidden state is computed once
-    per position, not once per draw.
+    Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state).  loss and sample derive from
+    denoise(). Residual MLP blocks with adaLN-zero (Peebles and Xie 2023). The part of the modulation that comes from the hidden state is
+    computed once per position, not once per draw.
     """
     def __init__(self, cfg, mesh, d):
         super().__init__()
@@ -328,7 +339,10 @@ class Flow(nn.Module):
         return F.linear(F.silu(h), self.mod_c)[:, None]
 
     def loss(self, h, x1, e, t, w):
-        """h (N, C), x1 (N, D), noise e (N, R, D), times t (N, R), weights w (N,) -> weighted sum, and the error of each position (N,), no gradient."""
+        """
+        h (N, C), x1 (N, D), noise e (N, R, D), times t (N, R), weights w (N,) -> weighted sum, and the error of each position (N,), no
+        gradient.
+        """
         x1, e = x1[:, None, :self.d], e[..., :self.d]
         xt = t[..., None] * x1 + (1 - t[..., None]) * e
         err = (self.denoise(xt, t, self.cond(h)) - x1).square().mean(-1)         # (N, R)
@@ -338,8 +352,8 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample(self, h, e, steps=20, guide=1.0, h0=None):
         """
-        h (N, C), noise e (N, D) already scaled -> payload (N, D), zeros past d. Euler steps of dx/dt = (x_1 - x_t) / (1 - t), so an oracle head
-        ends exactly at x_1.  guide > 1: x_1 = x_1(h0) + guide (x_1(h) - x_1(h0)), h0 the hidden states without the prompt.
+        h (N, C), noise e (N, D) already scaled -> payload (N, D), zeros past d. Euler steps of dx/dt = (x_1 - x_t) / (1 - t), so an oracle
+        head ends exactly at x_1.  guide > 1: x_1 = x_1(h0) + guide (x_1(h) - x_1(h0)), h0 the hidden states without the prompt.
         """
         x, c = e[:, None, :self.d], self.cond(h)
         c0 = self.cond(h0) if h0 is not None and guide != 1 else None
@@ -354,7 +368,9 @@ class Flow(nn.Module):
 
 
 def fourier(rc):
-    """rc (N, 4): own and next (row, column) in [0, 1], -1: none -> (N, 4 (2 N_FREQ + 1)) absolute coordinate features, 0 where there is none."""
+    """
+    rc (N, 4): own and next (row, column) in [0, 1], -1: none -> (N, 4 (2 N_FREQ + 1)) absolute coordinate features, 0 where there is none.
+    """
     some = (rc >= 0).to(rc.dtype)[..., None]
     a = rc[..., None] * (math.pi * 2.0 ** torch.arange(N_FREQ, device=rc.device, dtype=rc.dtype))
     return (torch.cat((a.sin(), a.cos(), torch.ones_like(rc[..., None])), -1) * some).flatten(1)
@@ -362,8 +378,8 @@ def fourier(rc):
 
 class Muse(nn.Module):
     """
-    The model, or the stage of it that holds `layers` (global indices); the first stage embeds, the last has the heads.  Parameter names are global:
-    blocks.3 is layer 3 on whatever rank it lies.
+    The model, or the stage of it that holds `layers` (global indices); the first stage embeds, the last has the heads.  Parameter names are
+    global: blocks.3 is layer 3 on whatever rank it lies.
     """
     def __init__(self, cfg, mesh=None, layers=None, seed=1337):
         super().__init__()
@@ -424,7 +440,8 @@ class Muse(nn.Module):
         freq = self.cfg.rope_base ** (-torch.arange(0, hd, 2, device=b['pos'].device, dtype=torch.float32) / hd)
         angle = b['pos'][:, :, None, None].float() * freq                        # (B, T, 1, hd/2)
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        return {'cos': torch.cat((cos, cos), -1), 'sin': torch.cat((-sin, sin), -1), 'mask': attention_mask(b['doc'], self.mesh, dtype), 'kind': b.get('kind')}
+        return {'cos': torch.cat((cos, cos), -1), 'sin': torch.cat((-sin, sin), -1), 'mask': attention_mask(b['doc'], self.mesh, dtype),
+                'kind': b.get('kind')}
 
     def losses(self, x, b):
         """
@@ -438,7 +455,8 @@ class Muse(nn.Module):
         h = x.reshape(-1, x.shape[-1])
         weight = self.wte if cfg.tie else self.head
         out = {}
-        out['txt'], out['txt_each'] = linear_cross_entropy(copy_to(h[b['txt_i']], mesh.tp), weight, b['txt_y'], b['txt_w'], mesh, cfg.z_loss, cfg.softcap)
+        out['txt'], out['txt_each'] = linear_cross_entropy(copy_to(h[b['txt_i']], mesh.tp), weight, b['txt_y'], b['txt_w'], mesh,
+                                                           cfg.z_loss, cfg.softcap)
         for kind, head in (('img', self.image_out), ('aud', self.audio_out)):
             if head is not None:
                 out[kind], out[f'{kind}_each'] = head.loss(h[b[f'{kind}_i']], *(b[f'{kind}_{k}'] for k in 'yetw'))
@@ -451,7 +469,8 @@ class Muse(nn.Module):
         ctx = self.context(b, x.dtype)
         for i, block in self.blocks.items():
             again = self.recompute and torch.is_grad_enabled()
-            x = self.around(f'blocks.{i}', _Recompute.apply, x, block, ctx, self.mesh) if again else self.around(f'blocks.{i}', block, x, ctx)
+            x = self.around(f'blocks.{i}', _Recompute.apply, x, block, ctx, self.mesh) if again else self.around(f'blocks.{i}', block, x,
+                                                                                                                 ctx)
         return self.around('heads', self.losses, x, b) if self.last else x
 
     def logits(self, h, weight=None):
@@ -510,9 +529,9 @@ class Decoder:
 
     def step(self, batch, n, S, rows=None, level=False):
         """
-        The next T positions of B rows, a batch as for embed_share(), after the n (B,) that each row has; S >= the largest n + T.  rows (B,):
-        their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: T = 1, and all
-        rows that matter have S - 1.
+        The next T positions of B rows, a batch as for embed_share(), after the n (B,) that each row has; S >= the largest n + T.  rows
+        (B,): their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: T =
+        1, and all rows that matter have S - 1.
         -> (B, T, C) hidden states behind this stage; of the last stage normalised, ready for the heads. Keys and values are in the cache.
         """
         m, g = self.model, self.model.mesh.pp
@@ -530,7 +549,10 @@ class Decoder:
         return x
 
     def past(self, ids, n, rows):
-        """ids (B, T) that come after n (B,) positions -> (B, T, past) as the loader makes it: the ids before each, the nearest first, -1: none."""
+        """
+        ids (B, T) that come after n (B,) positions -> (B, T, past) as the loader makes it: the ids before each, the nearest first, -1:
+        none.
+        """
         B, T = ids.shape
         slots = (torch.arange(B, device=ids.device) if rows is None else rows)[:, None]
         pos = (n[:, None] + torch.arange(T, device=ids.device)).clamp_(max=self.ids.shape[1] - 1)
@@ -560,7 +582,8 @@ class Decoder:
         def add(x, y, w):                                          # x + y w, summed over tp
             return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)
 
-        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), self.kv.view(L, -1, hd).unbind(), self.kv.unbind(), seen):
+        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), self.kv.view(L, -1, hd).unbind(), self.kv.unbind(),
+                                                                     seen):
             y = torch.mm(rms(x), qkv).view(B * T, nh + 2 * nkv, hd)
             qk = y[:, :nh + nkv] if gain is None else rms(y[:, :nh + nkv]).mul_(gain)
             qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
@@ -597,7 +620,8 @@ def count_params(cfg):
     n = 2 if cfg.act == 'swiglu' else 1
     n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
     flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
-    out = dict(memory=tables * cfg.ngram_rows * C, embed=(1 + cfg.smear) * cfg.vocab_size * C + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
+    out = dict(memory=tables * cfg.ngram_rows * C, embed=(1 + cfg.smear) * cfg.vocab_size * C
+               + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
                attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
                mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
                experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1) * C,
@@ -609,9 +633,9 @@ def count_params(cfg):
 
 def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin_aud=0, rc=0):
     """
-    Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks, `attended`
-    pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add; memory tables take about
-    6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
+    Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks,
+    `attended` pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add;
+    memory tables take about 6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
     """
     p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
     n = 2 if cfg.act == 'swiglu' else 1
@@ -619,26 +643,31 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     blocks = p['attention'] - cfg.n_layer * (cfg.hd if cfg.qk_norm else 0) + p['mlp'] + n_moe * cfg.top_k * (n + 1) * C * cfg.expert_ff
     n_mod = (3 * cfg.flow_depth + 2) * W
     flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
-    return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image + aud * flow(128) * cfg.audio
-                + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
+    return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
+                + aud * flow(128) * cfg.audio
+                + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1))
+                                                                             + cfg.audio * xin_aud * 128))
 
 
-def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1, sp=False):
+def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1,
+                      sp=False):
     """
-    Bytes kept from one microbatch's forward pass for its backward pass, by part: rows * T positions on this rank, numbers of targets and of payloads of each kind, `width` bytes per number
-    of the compute type; attention by a fused kernel, which keeps q, k, v, its output and a log-sum-exp. layers: of this stage. With tp each rank keeps its
-    heads and hidden units, with sp also its T-slice of what lies between.
+    Bytes kept from one microbatch's forward pass for its backward pass, by part: rows * T positions on this rank, numbers of targets and of
+    payloads of each kind, `width` bytes per number of the compute type; attention by a fused kernel, which keeps q, k, v, its output and a
+    log-sum-exp. layers: of this stage. With tp each rank keeps its heads and hidden units, with sp also its T-slice of what lies between.
     """
     C, hd, kv, W, n = cfg.n_embd, cfg.hd, cfg.n_kv_head * cfg.hd, cfg.flow_width, rows * T
     layers = range(cfg.n_layer) if layers is None else layers
     between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
     heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
     norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
-    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width       # v is a view of the projection of both; log-sum-exp: float32
+    # v is a view of the projection of both; log-sum-exp: float32
+    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width
     if cfg.qk_norm:
         attention += (heads * hd + heads + kvs + kvs // hd) * n
     mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
-    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2 + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
+    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
+                                     + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
     out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
     if not layers or layers[0] == 0:
         out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width

@@ -1,8 +1,9 @@
 """
 The optimizer over flat units, ZeRO 0-3, and checkpoints that fit any layout.
 
-A unit is what is gathered and reduced together: the parameters of one block (or of the embedding, the heads, one layer's experts) whose gradients are
-summed over the same groups, flattened and padded so that the d ranks of a group can own equal shards of it. (Rajbhandari et al. 2019, "ZeRO")
+A unit is what is gathered and reduced together: the parameters of one block (or of the embedding, the heads, one layer's experts) whose
+gradients are summed over the same groups, flattened and padded so that the d ranks of a group can own equal shards of it. (Rajbhandari et
+al. 2019, "ZeRO")
 
     zero   parameters   gradients   masters, moments    sent per step, M microbatches           bytes per parameter (bf16, AdamW)
     0      whole        whole       whole               all-reduce                2(d-1)/d P    18
@@ -10,15 +11,16 @@ summed over the same groups, flattened and padded so that the d ranks of a group
     2      whole        shard       shard               M reduce-scatters, gather (M+1)(d-1)/d P    2 + 16/d, and units on their way
     3      shard        shard       shard               M (2 gathers, reduce-scatter) 3M(d-1)/d P   18/d, and units in use
 
-Gradients are accumulated and reduced in float32, whatever the compute type. A reduction starts in the backward pass as soon as the unit's last gradient
-is there and overlaps with the backward pass of the next unit; a gather starts one part ahead of its use. In one layout the stages give the same bits
-(with several microbatches 0 and 1 do, and 2 and 3: the latter add up what was reduced already).
+Gradients are accumulated and reduced in float32, whatever the compute type. A reduction starts in the backward pass as soon as the unit's
+last gradient is there and overlaps with the backward pass of the next unit; a gather starts one part ahead of its use. In one layout the
+stages give the same bits (with several microbatches 0 and 1 do, and 2 and 3: the latter add up what was reduced already).
 
-AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks. Memory tables lie outside the
-units, whole over dp*cp: row-wise Adagrad (Duchi et al. 2011) touches the rows of a step and no others.
+AdamW (Loshchilov and Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the matrices inside the blocks. Memory tables lie
+outside the units, whole over dp*cp: row-wise Adagrad (Duchi et al. 2011) touches the rows of a step and no others.
 
-A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each tensor. It is
-written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever unpickled.
+A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each
+tensor. It is written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever
+unpickled.
     python optim_zero.py inspect DIR               lists and verifies what is inside
     python optim_zero.py export DIR FILE           its weights as one safetensors file
     python optim_zero.py export-hf DIR FOLDER      as a Llama that transformers loads, if the model is one (data/llama.py)
@@ -45,8 +47,8 @@ def meet(a, b, lo, hi):
 
 class Unit:
     """
-    Parameters with the same `sums`, flattened and padded (zeros, which stay zeros) to n = d w; rank k of the d in .group owns [k w, (k+1) w), and .span is what this rank keeps
-    float32 masters and moments of: all of it at stage 0, then its shard.
+    Parameters with the same `sums`, flattened and padded (zeros, which stay zeros) to n = d w; rank k of the d in .group owns [k w, (k+1)
+    w), and .span is what this rank keeps float32 masters and moments of: all of it at stage 0, then its shard.
         param (n,) compute type, the model's parameters are views of it; at stage 3 its memory is there between gather and free only
         shard (w,) compute type: this rank's part of param, at stage 3 on its own
         grad  (n,) float32; from stage 2 on (w,).  own: this rank's shard of it.  due: as long as the span
@@ -80,9 +82,11 @@ class Unit:
         self.grad = torch.zeros(self.n if self.stage < 2 else self.w, dtype=wide, device=dev)
         self.own = self.grad if self.stage > 1 else self.grad[self.lo:self.hi]
         self.due = self.own if self.stage else self.grad
-        self.sum, self.moving, self.coming = self.grad if self.stage < 2 else None, None, None     # where gradients are added; the reduction, the gather on its way
+        # where gradients are added; the reduction, the gather on its way
+        self.sum, self.moving, self.coming = self.grad if self.stage < 2 else None, None, None
         self.here = True                                                       # the whole parameters, up to date, or on their way
-        self.left, self.done = 0, False                                        # gradients still to come before the next reduction; it was started
+        # gradients still to come before the next reduction; it was started
+        self.left, self.done = 0, False
         for p, s in zip(params, self.slices):
             p.data = self.param[s].view_as(p)
             if self.stage < 2:
@@ -105,7 +109,10 @@ class Unit:
             self.coming = None
 
     def free(self):
-        """Stage 3: views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are read."""
+        """
+        Stage 3: views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are
+        read.
+        """
         if self.stage == 3:
             self.param.untyped_storage().resize_(0)
             self.here = False
@@ -149,13 +156,17 @@ class Unit:
 
 
 def make_units(model, dtype, mesh, zero):
-    """[(part, unit)]: one per block, one per experts of a layer, one for each embedding, for the head and for what is left; split by `sums`."""
-    groups = {}                                # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
+    """
+    [(part, unit)]: one per block, one per experts of a layer, one for each embedding, for the head and for what is left; split by `sums`.
+    """
+    # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
+    groups = {}
     for name, p in model.named_parameters():   # so that copies in one unit with it would drift apart
         if p.spec.kind == 'table':
             continue
         part = name.split('.')
-        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head') else 'heads'
+        alone = ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head')
+        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in alone else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
 
@@ -193,13 +204,15 @@ class _Leave(torch.autograd.Function):
 
 def gather_around(model, units):
     """
-    model.around waits for the parameters of a part before it computes and sends for those of the next; at stage 3 it frees them afterwards. At stages 1
-    and 2 they are fetched once a step: publish() has sent for them.
+    model.around waits for the parameters of a part before it computes and sends for those of the next; at stage 3 it frees them afterwards.
+    At stages 1 and 2 they are fetched once a step: publish() has sent for them.
     """
-    names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b' or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
+    names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b'
+             or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
     ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
-    back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]     # embeddings and the softmax head: backward reads no weights
+    # embeddings and the softmax head: backward reads no weights
+    back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]
 
     def around(part, f, x, *args):
         i = names.index(part)
@@ -222,8 +235,9 @@ def gather_around(model, units):
 
 def gather_rows(table, g):
     """
-    The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,), ascending, and
-    the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table. Added up in one order on all ranks, so that copies stay equal.
+    The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,),
+    ascending, and the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table. Added up in one order on all ranks, so that
+    copies stay equal.
     """
     rows, grad = (all_gather(torch.cat(x), g) for x in zip(*table.pairs))
     at, order = rows.flatten().sort(stable=True)
@@ -235,8 +249,8 @@ def gather_rows(table, g):
 
 def orthogonalise(g, steps=5, dtype=torch.bfloat16):
     """
-    g (n, rows, cols) -> roughly the U V^T of its singular value decomposition, by `steps` of a quintic Newton-Schulz iteration whose coefficients
-    push every singular value in (0, 1] into about [0.7, 1.2] (Jordan et al. 2024). In `dtype`; float64 stays float64.
+    g (n, rows, cols) -> roughly the U V^T of its singular value decomposition, by `steps` of a quintic Newton-Schulz iteration whose
+    coefficients push every singular value in (0, 1] into about [0.7, 1.2] (Jordan et al. 2024). In `dtype`; float64 stays float64.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g if g.dtype == torch.float64 else g.to(dtype)
@@ -252,8 +266,8 @@ def orthogonalise(g, steps=5, dtype=torch.bfloat16):
 class Matrix:
     """
     One matrix for Muon: a parameter, one part of a fused one (k of k and v), or one expert. Its slice lies in [lo, hi) of the unit on every
-    tensor-parallel rank, cut again by the shards; the whole is put together on its owner among the ranks of u.orth (shard x tp, tp fastest).
-    cuts: (offset, length) along dim of the slice of each tp rank.
+    tensor-parallel rank, cut again by the shards; the whole is put together on its owner among the ranks of u.orth (shard x tp, tp
+    fastest). cuts: (offset, length) along dim of the slice of each tp rank.
     """
     def __init__(self, u, lo, shape, dim, cuts):
         self.u, self.lo, self.shape, self.dim, self.cuts = u, lo, shape, dim, cuts
@@ -282,7 +296,10 @@ def split_matrices(u, p, at):
 
 
 def swap(pieces, lengths, g, dtype):
-    """pieces: for each rank of g a list of flat tensors for it; lengths: of those that come from each -> lists of them, by source. One all-to-all."""
+    """
+    pieces: for each rank of g a list of flat tensors for it; lengths: of those that come from each -> lists of them, by source. One
+    all-to-all.
+    """
     if g.size == 1:
         return pieces
     flat = torch.cat([x.to(dtype) for to in pieces for x in to] or [torch.empty(0, dtype=dtype)])
@@ -295,15 +312,17 @@ def swap(pieces, lengths, g, dtype):
 class Optimizer:
     """
     opt = Optimizer(models, mesh, ...);  opt.start(micros) before the backward passes of a step;  opt.step(lr) after the last.
-    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router, table (matrix: 1).  muon=True: matrices by Muon with learning
-    rate lr * muon_lr and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
+    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router, table (matrix: 1).  muon=True: matrices by Muon with
+    learning rate lr * muon_lr and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
     """
-    def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False, muon_lr=1.0,
+    def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False,
+                 muon_lr=1.0,
                  momentum=0.95, clip=1.0, zero=0):
         self.mesh, self.dtype, self.betas, self.eps, self.wd, self.clip = mesh, dtype, betas, eps, weight_decay, clip
         self.lr_scale, self.muon, self.muon_lr, self.momentum, self.t = dict(lr_scale or {}), muon, muon_lr, momentum, 0
         self.units, self.flying = [], []                                       # flying: units whose reduction is on its way
-        self.runs, self.copies, self.spans, plans = [], [], [], {}             # of state, by kind; of own gradients, by copies; of state, for Muon
+        # of state, by kind; of own gradients, by copies; of state, for Muon
+        self.runs, self.copies, self.spans, plans = [], [], [], {}
         for model in models:
             units = make_units(model, dtype, mesh, zero)
             if zero:
@@ -312,7 +331,8 @@ class Optimizer:
         for u in self.units:
             for i, (p, s) in enumerate(zip(u.params, u.slices)):
                 a, b = s.start, -(-s.stop // ALIGN) * ALIGN                      # with the padding behind it, so that neighbours touch
-                p.ready = lambda p, me=weakref.ref(self), u=weakref.ref(u), i=i: me()._ready(p, u(), i)    # else a cycle that python cannot see
+                # else a cycle that python cannot see
+                p.ready = lambda p, me=weakref.ref(self), u=weakref.ref(u), i=i: me()._ready(p, u(), i)
                 p.register_post_accumulate_grad_hook(p.ready)
                 is_muon = muon and p.spec.kind == 'matrix'
                 self._run(self.spans if is_muon else self.runs, u, meet(a, b, *u.span), u.span[0], p.spec.kind)
@@ -320,7 +340,8 @@ class Optimizer:
                 if is_muon:
                     plans.setdefault(u.orth.name, (u.orth, []))[1].extend(split_matrices(u, p, a))
         self.plans = [self._plan(*x) for x in plans.values()]
-        self.tables, self.touched = [], []                                     # (memory table, sum of squares of each row (rows,)); gather_rows() of each
+        # (memory table, sum of squares of each row (rows,)); gather_rows() of each
+        self.tables, self.touched = [], []
         for p in (p for model in models for p in model.parameters() if p.spec.kind == 'table'):
             p.data, p.pairs = p.data.to(self.units[0].master.dtype), []
             self.tables.append((p, p.new_zeros(len(p))))
@@ -338,7 +359,10 @@ class Optimizer:
     # -------- gradients
 
     def start(self, micros):
-        """Call before the first backward pass of a step of `micros` microbatches: a unit is reduced when its last gradient of the last one is there (ZeRO-2, 3: of each)."""
+        """
+        Call before the first backward pass of a step of `micros` microbatches: a unit is reduced when its last gradient of the last one is
+        there (ZeRO-2, 3: of each).
+        """
         for u in self.units:
             u.left = len(u.params) * (micros if u.stage < 2 else 1)
 
@@ -358,7 +382,10 @@ class Optimizer:
         self.flying.append(u)
 
     def reduce(self):
-        """Wait for the reductions that were started, do the rest; every gradient that this rank owns is then the global sum (ZeRO-0: every one)."""
+        """
+        Wait for the reductions that were started, do the rest; every gradient that this rank owns is then the global sum (ZeRO-0: every
+        one).
+        """
         for u in self.units:
             if u.sum is not None and not (u.done and u.stage < 2):             # some of its gradients did not come
                 self._reduce(u)
@@ -367,7 +394,8 @@ class Optimizer:
         self.flying = []
         for u in self.units:
             for k, g in enumerate(u.then):
-                if k and g.size > 2:                                           # little, and in the order of the ranks: a ring's order depends on
+                # little, and in the order of the ranks: a ring's order depends on
+                if k and g.size > 2:
                     first, *rest = all_gather(u.due, g).view(g.size, -1)       # where in the buffer a number lies, and so on the shards
                     u.due.copy_(first)
                     for x in rest:
@@ -378,8 +406,9 @@ class Optimizer:
 
     def norm(self, more=None):
         """
-        Global gradient norm, memory tables left out (Adagrad divides by their own): the square root of the sum over the world of g^2 / copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the
-        norm and, behind it, the sums over the world of the 1-d float64 tensor `more`, which travels along.
+        Global gradient norm, memory tables left out (Adagrad divides by their own): the square root of the sum over the world of g^2 /
+        copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the norm and, behind it, the sums over the world of the 1-d
+        float64 tensor `more`, which travels along.
         """
         g0 = self.units[0].grad
         total = torch.zeros(1, dtype=g0.dtype, device=g0.device)
@@ -402,8 +431,8 @@ class Optimizer:
     @torch.no_grad()
     def step(self, lr, more=None):
         """
-        Reduce, clip, update, zero. Returns the gradient norm before clipping (float); a non-finite norm skips the update on all ranks alike.
-        more: see norm(); then returns (norm, list of the sums).
+        Reduce, clip, update, zero. Returns the gradient norm before clipping (float); a non-finite norm skips the update on all ranks
+        alike. more: see norm(); then returns (norm, list of the sums).
         """
         self.reduce()
         norm, *sums = self.norm(more).tolist()
@@ -415,7 +444,8 @@ class Optimizer:
             for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
                 mine = [(u, s) for u, s, k in self.runs if k == kind]
                 lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'due', 'm', 'v')]
-                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
+                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0),
+                                    beta1=self.betas[0],
                                     beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False)
             self._muon(lr)
             self._adagrad(lr * self.lr_scale.get('table', 1.0))
@@ -451,8 +481,8 @@ class Optimizer:
 
     def _muon(self, lr):
         """
-        Nesterov momentum on the shards; pieces of each matrix to its owner, which orthogonalises it (matrices of one shape in one batch) and scales by the
-        global shape; the pieces back; decoupled weight decay. Muon on slices would not be Muon.
+        Nesterov momentum on the shards; pieces of each matrix to its owner, which orthogonalises it (matrices of one shape in one batch)
+        and scales by the global shape; the pieces back; decoupled weight decay. Muon on slices would not be Muon.
         """
         if self.spans:
             grads, moms = [u.due[s] for u, s, _ in self.spans], [u.m[s] for u, s, _ in self.spans]
@@ -495,21 +525,27 @@ class Optimizer:
                 torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
 
     def _adagrad(self, lr):
-        """A touched row moves by its gradient over the root of the sum of all its squared norms so far: the first step has the length lr."""
+        """
+        A touched row moves by its gradient over the root of the sum of all its squared norms so far: the first step has the length lr.
+        """
         for (p, total), (rows, g) in zip(self.tables, self.touched):
             s = total[rows] + all_reduce(g.square().sum(1), self.mesh.tp)
             total[rows] = s
             p.data[rows] -= g * (lr * s.clamp(min=1e-30).rsqrt())[:, None]
 
     def flops(self):
-        """Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping included."""
+        """
+        Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping
+        included.
+        """
         total = 0
         for p in (p for u in self.units for p in u.params):
             if 'ends' in p.spec.sums and self.mesh.pp.rank:                    # the tied embedding is on the first stage, too
                 continue
             size = math.prod(p.spec.shape)
             total += 16 * size
-            if self.muon and p.spec.kind == 'matrix':                          # 5 iterations of a a^T, its square, and that times a; the smaller side is squared
+            # 5 iterations of a a^T, its square, and that times a; the smaller side is squared
+            if self.muon and p.spec.kind == 'matrix':
                 for rows in p.spec.parts or p.spec.shape[-2:-1]:
                     r, c = sorted((rows, p.spec.shape[-1]))
                     total += math.prod(p.spec.shape[:-2]) * 5 * (4 * r * r * c + 2 * r ** 3)
@@ -518,13 +554,17 @@ class Optimizer:
     # -------- state
 
     def tensors(self, saving=False):
-        """(name, Spec, flat tensor, where it begins in this rank's slice) of all that a checkpoint holds: masters, moments. saving: what this rank owns of it."""
+        """
+        (name, Spec, flat tensor, where it begins in this rank's slice) of all that a checkpoint holds: masters, moments. saving: what this
+        rank owns of it.
+        """
         for u in self.units:
             for p, s in zip(u.params, u.slices):
                 a, b = meet(s.start, s.stop, *((u.lo, u.hi) if saving else u.span))
                 for kind, flat in (('param', u.master), ('exp_avg', u.m), ('exp_avg_sq', u.v)):
                     if b > a and not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
-                        yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel() else -1), a - s.start
+                        yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel()
+                                                                                                      else -1), a - s.start
         for p, total in self.tables if not (saving and self.mesh.dpcp.rank) else ():
             yield from ((f'param/{p.spec.name}', p.spec, p.data, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
 
@@ -539,7 +579,8 @@ class Optimizer:
         every = lambda *names: [getattr(u, k) for u in self.units for k in names]
         tables, sums = [p for p, _ in self.tables], [t for _, t in self.tables]
         params = size(*tables, *every('param', 'shard'))
-        return dict(parameters=params, gradients=size(*every('grad')), masters=size(*tables, *every('param', 'shard', 'master')) - params, moments=size(*sums, *every('m', 'v')))
+        return dict(parameters=params, gradients=size(*every('grad')), masters=size(*tables, *every('param', 'shard', 'master')) - params,
+                    moments=size(*sums, *every('m', 'v')))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -551,7 +592,10 @@ def _fsync(path):
 
 
 def _replace(tmp, final):
-    """Give the folder tmp the name final; what had that name gets the name tmp. At no moment is there none (Linux: renameat2 with RENAME_EXCHANGE)."""
+    """
+    Give the folder tmp the name final; what had that name gets the name tmp. At no moment is there none (Linux: renameat2 with
+    RENAME_EXCHANGE).
+    """
     if not final.exists():
         os.rename(tmp, final)
     elif not hasattr(libc := ctypes.CDLL(None), 'renameat2') or libc.renameat2(-100, os.fsencode(tmp), -100, os.fsencode(final), 2):
@@ -577,8 +621,8 @@ def writes(spec, mesh):
 
 def save_checkpoint(out_dir, name, tensors, meta, mesh):
     """
-    tensors: iterable of (name, Spec, tensor[, where it begins in this rank's slice]); meta: JSON-able dict. Writes out_dir/name/ whole or not at all, on all
-    ranks. OSError (disk full, permission) leaves what was saved before untouched.
+    tensors: iterable of (name, Spec, tensor[, where it begins in this rank's slice]); meta: JSON-able dict. Writes out_dir/name/ whole or
+    not at all, on all ranks. OSError (disk full, permission) leaves what was saved before untouched.
     """
     out = Path(out_dir)
     final, tmp = out / name, out / f'.{name}.tmp'
@@ -610,7 +654,8 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
                     raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
                     f.write(raw)
                     entries.append(dict(name=tname, file=file, dtype=str(x.dtype)[6:], shape=list(spec.shape), dim=spec.dim,
-                                        blocks=[list(b) for b in spec.blocks], start=sum(start), offset=at, nbytes=raw.nbytes, crc=zlib.crc32(raw)))
+                                        blocks=[list(b) for b in spec.blocks], start=sum(start), offset=at, nbytes=raw.nbytes,
+                                        crc=zlib.crc32(raw)))
                     at += raw.nbytes
             f.flush()
             os.fsync(f.fileno())
@@ -645,7 +690,10 @@ def prune(out_dir, keep):
 
 
 class Checkpoint:
-    """An opened checkpoint: .meta, .names, and full(name) -> the assembled global tensor. ValueError, one line, for anything missing or damaged."""
+    """
+    An opened checkpoint: .meta, .names, and full(name) -> the assembled global tensor. ValueError, one line, for anything missing or
+    damaged.
+    """
     def __init__(self, path):
         self.path = Path(path)
         try:
@@ -686,7 +734,8 @@ class Checkpoint:
             if e['blocks']:
                 local[dim] = sum(n for _, n in e['blocks'])
             x = self._raw(e)
-            flat = locals_.setdefault(json.dumps(e['blocks']), (e['blocks'], local, x if x.numel() == math.prod(local) else x.new_empty(math.prod(local))))[2]
+            flat = locals_.setdefault(json.dumps(e['blocks']), (e['blocks'], local,
+                                                                x if x.numel() == math.prod(local) else x.new_empty(math.prod(local))))[2]
             if flat is not x:
                 flat[e.get('start', 0):e.get('start', 0) + x.numel()] = x
             seen += x.numel()
@@ -715,8 +764,10 @@ def export(path, file):
     """The float32 weights of a checkpoint as one safetensors file (the format: 8 bytes of length, a JSON header, the raw tensors)."""
     ck = Checkpoint(path)
     names = {n.partition('/')[2]: n for n in ck.names if n.startswith(('param/', 'buffer/'))}
-    entries = [(short, {'float32': 'F32', 'float64': 'F64'}[ck.parts[n][0]['dtype']], ck.parts[n][0]['shape']) for short, n in names.items()]
-    write_safetensors(file, entries, lambda short: ck.full(names[short]), {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])})
+    entries = [(short, {'float32': 'F32', 'float64': 'F64'}[ck.parts[n][0]['dtype']], ck.parts[n][0]['shape']) for short,
+               n in names.items()]
+    write_safetensors(file, entries, lambda short: ck.full(names[short]),
+                      {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])})
 
 
 if __name__ == '__main__':

@@ -49,7 +49,8 @@ class Mesh:
     cp_mode: str = 'ring'                                          # ring | allgather | ulysses
     host: object = None                                            # all ranks over Gloo: objects of the checkpoint, also from a thread
     fp8: str = ''                                                  # '' | tensorwise | rowwise: the linears of the blocks in 8 bits
-    queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here instead of computing it
+    # zero-bubble: linears put their weight gradient here instead of computing it
+    queue_dw: list = None
 
 
 def solo_mesh():
@@ -57,33 +58,44 @@ def solo_mesh():
     return Mesh(*(Group(n) for n in ('pp', 'dp', 'cp', 'tp', 'ep', 'edp', 'dpcp', 'world', 'stage')))
 
 
-def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0, shared_ff=0, flow_width=0, T, rows,
+def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0,
+                 shared_ff=0, flow_width=0, T, rows,
                  zero=0, zero_shard=0):
-    """Raises ValueError, one line with sizes that work, if this layout cannot run this model; otherwise returns dp (0: what is left of the world)."""
+    """
+    Raises ValueError, one line with sizes that work, if this layout cannot run this model; otherwise returns dp (0: what is left of the
+    world).
+    """
     def divisors(n, most=world):
         return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
     if min(tp, pp, cp, ep) < 1 or dp < 0:
         raise ValueError(f'dp={dp} tp={tp} pp={pp} cp={cp} ep={ep}: sizes are at least 1 (dp=0: what is left)')
     if world % (tp * pp * cp) or dp * tp * pp * cp not in (0, world):
-        raise ValueError(f'dp={dp} * tp={tp} * pp={pp} * cp={cp} is not the number of processes, {world}: let the product be {world}, or leave dp=0')
+        raise ValueError(f'dp={dp} * tp={tp} * pp={pp} * cp={cp} is not the number of processes, {world}: let the product be {world}, '
+                         'or leave dp=0')
     dp = world // (tp * pp * cp)
     for bad, say in (
             (n_head % tp, f'tp={tp} does not divide n_head={n_head}: use tp of {divisors(n_head)}'),
-            (n_kv_head % tp and tp % n_kv_head, f'tp={tp} and n_kv_head={n_kv_head}: one must divide the other: use tp of {divisors(n_kv_head)}'),
-            (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp, f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
+            (n_kv_head % tp and tp % n_kv_head,
+             f'tp={tp} and n_kv_head={n_kv_head}: one must divide the other: use tp of {divisors(n_kv_head)}'),
+            (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp,
+             f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
              + ', '.join(str(i) for i in range(1, world + 1) if ff % i == 0 and flow_width % i == 0 and not (n_expert and shared_ff % i))),
             (pp * v > n_layer, f'pp={pp} (times {v} chunks) exceeds n_layer={n_layer}: use pp up to {n_layer // v}'),
             (v > 1 and pp == 1, f'pp_chunks={v} without a pipeline: use pp=2 or more, or pp_chunks=1'),
             (ep > 1 and not n_expert, f'ep={ep} without experts: set n_expert, or ep=1'),
             (n_expert and n_expert % ep, f'ep={ep} does not divide n_expert={n_expert}: use ep of {divisors(n_expert)}'),
             ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
-            (cp > 1 and T % (2 * cp), f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
-            ((sp or n_expert) and T // cp % tp, f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
+            (cp > 1 and T % (2 * cp),
+             f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
+            ((sp or n_expert) and T // cp % tp,
+             f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
             (zero not in (0, 1, 2, 3), f'zero={zero}: use 0, 1, 2 or 3'),
-            (zero_shard and (not zero or zero_shard < 0 or dp * cp % zero_shard), f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
+            (zero_shard and (not zero or zero_shard < 0 or dp * cp % zero_shard),
+             f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
             (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
             (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
-            (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp), f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
+            (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp),
+             f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
              f'({n_head // tp} and {max(1, n_kv_head // tp)} kv): use cp_mode=ring')):
         if bad:
             raise ValueError(say)
@@ -92,15 +104,17 @@ def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode=
 
 def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_head=1 << 30, tie=False, zero_shard=0):
     """
-    The mesh of the running torch.distributed world (dp*tp*pp*cp ranks). Every rank makes every group, in the same order. zero_shard: ZeRO shards over so
-    many adjacent ranks of dp*cp, and over as many of edp as divide it (0: over all of them).
+    The mesh of the running torch.distributed world (dp*tp*pp*cp ranks). Every rank makes every group, in the same order. zero_shard: ZeRO
+    shards over so many adjacent ranks of dp*cp, and over as many of edp as divide it (0: over all of them).
     """
     world, me = dp * tp * pp * cp, dist.get_rank() if dist.is_initialized() else 0
     grid = torch.arange(world).view(pp, dp, cp, tp)
     experts = grid.view(pp, -1, ep)                                # (pp, edp, ep)
     share = max(1, tp // n_kv_head)                                # tp ranks on one key/value head
-    lists = dict(pp=grid.permute(1, 2, 3, 0), dp=grid.permute(0, 2, 3, 1), cp=grid.permute(0, 1, 3, 2), tp=grid, ep=experts, edp=experts.transpose(1, 2),
-                 dpcp=grid.permute(0, 3, 1, 2).reshape(pp * tp, dp * cp), world=grid.view(1, -1), stage=grid.view(pp, -1), kv=grid.view(pp, dp, cp, tp // share, share),
+    lists = dict(pp=grid.permute(1, 2, 3, 0), dp=grid.permute(0, 2, 3, 1), cp=grid.permute(0, 1, 3, 2), tp=grid, ep=experts,
+                 edp=experts.transpose(1, 2),
+                 dpcp=grid.permute(0, 3, 1, 2).reshape(pp * tp, dp * cp), world=grid.view(1, -1), stage=grid.view(pp, -1),
+                 kv=grid.view(pp, dp, cp, tp // share, share),
                  ends=grid[[0, -1]].permute(1, 2, 3, 0) if tie and pp > 1 else grid[..., None])
     n, e = zero_shard or dp * cp, math.gcd(zero_shard or dp * cp * tp // ep, dp * cp * tp // ep)
     by_node = lists['dpcp'].reshape(pp, tp, -1, n)                 # (pp, tp, replica, shard)
@@ -142,9 +156,9 @@ def start_world(device, minutes=10):
 
 def watch(store, rank, world, patience, holder):
     """
-    A thread shows in the store, every second, that this rank is alive, and looks at the others. When a collective fails, a rank has shown nothing for
-    `patience` rounds or the holder of the store is gone, one line says who is missing, and all end. By rounds of the thread, not by the clock: when all
-    are stopped together, nobody is blamed.
+    A thread shows in the store, every second, that this rank is alive, and looks at the others. When a collective fails, a rank has shown
+    nothing for `patience` rounds or the holder of the store is gone, one line says who is missing, and all end. By rounds of the thread,
+    not by the clock: when all are stopped together, nobody is blamed.
     """
     silent, n, end, once, keys = [0] * world, [0], threading.Event(), threading.Lock(), [*(f'pulse{r}' for r in range(world)), 'why']
 
@@ -242,7 +256,9 @@ def reduce_scatter_into(y, x, g):
 
 
 def all_to_all(x, g, out_splits, in_splits, work=None):
-    """Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r. work, a list: gets the handle to wait for."""
+    """
+    Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r. work, a list: gets the handle to wait for.
+    """
     if g.size == 1:
         return x
     row = x[0].numel() * x.element_size() if len(x) else 0
@@ -332,7 +348,10 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _run(function, *args):
-    """function.apply. With --compile train.py keeps it out of the graphs: the counters change at every call, which would compile it anew each time."""
+    """
+    function.apply. With --compile train.py keeps it out of the graphs: the counters change at every call, which would compile it anew each
+    time.
+    """
     return function.apply(*args)
 
 
@@ -387,8 +406,8 @@ class Spec:
 def param(mesh, *shape, tp=None, expert=False, parts=(), partial=False, kv=None, tied=False, **kw):
     """
     An empty parameter that holds this rank's slice, with its Spec.  tp: the dimension split over the tensor-parallel group (for fused
-    matrices each of `parts` is split alike).  expert: dimension 0 is split over ep.  partial: used on a T-slice or a part of the work, so its
-    gradient is summed over tp.  kv: number of key/value heads, if it may be smaller than tp.
+    matrices each of `parts` is split alike).  expert: dimension 0 is split over ep.  partial: used on a T-slice or a part of the work, so
+    its gradient is summed over tp.  kv: number of key/value heads, if it may be smaller than tp.
     tied: the embedding that is also the output head.
     """
     g, blocks, by_tp, copies, dim = mesh.tp, (), (), mesh.dpcp.size * mesh.tp.size, tp or 0
@@ -439,9 +458,9 @@ def init_params(module, seed):
 
 def _product(x, w, mesh, kind=None, split=False):
     """
-    x (N, in) @ w (out, in)^T.  mesh.fp8: x as `kind` (e4m3, gradients e5m2) and w as e4m3 (Micikevicius et al. 2022), summed in float32; scales
-    are those of the moment: tensorwise one for x and one for w, rowwise one for each row of both. split: the part of a product, or of the
-    tensors that share a scale, that lies on other tp ranks: they agree on the maximum, so that tp does not change the numbers.
+    x (N, in) @ w (out, in)^T.  mesh.fp8: x as `kind` (e4m3, gradients e5m2) and w as e4m3 (Micikevicius et al. 2022), summed in float32;
+    scales are those of the moment: tensorwise one for x and one for w, rowwise one for each row of both. split: the part of a product, or
+    of the tensors that share a scale, that lies on other tp ranks: they agree on the maximum, so that tp does not change the numbers.
     """
     if not kind:
         return x @ w.t()
@@ -454,10 +473,12 @@ def _product(x, w, mesh, kind=None, split=False):
     for y, top, k in zip((x, w), tops, (kind, torch.float8_e4m3fn)):
         most = torch.finfo(k).max
         scales.append(top.clamp(min=1e-12) / most)
-        parts.append((y / scales[-1]).clamp(-most, most).to(k).contiguous())        # e5m2 has an infinity: what rounds past the end goes there
+        # e5m2 has an infinity: what rounds past the end goes there
+        parts.append((y / scales[-1]).clamp(-most, most).to(k).contiguous())
     if x.is_cuda:
         return torch._scaled_mm(parts[0], parts[1].t(), scale_a=scales[0], scale_b=scales[1].t(), out_dtype=x.dtype)
-    return ((parts[0].to(x.dtype) @ parts[1].to(x.dtype).t()) * (scales[0] * scales[1].t())).to(x.dtype)       # the same; that op crawls on CPUs
+    # the same; that op crawls on CPUs
+    return ((parts[0].to(x.dtype) @ parts[1].to(x.dtype).t()) * (scales[0] * scales[1].t())).to(x.dtype)
 
 
 class _Linear(torch.autograd.Function):
@@ -475,7 +496,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (x, w), (mesh, queue) = ctx.saved_tensors, ctx.args
-        dx = _product(dy.flatten(0, -2), w.t(), mesh, mesh.fp8 and torch.float8_e5m2, mesh.fp8 == 'tensorwise' or w.spec.dim == 0).view_as(x)
+        dx = _product(dy.flatten(0, -2), w.t(), mesh, mesh.fp8 and torch.float8_e5m2,
+                      mesh.fp8 == 'tensorwise' or w.spec.dim == 0).view_as(x)
         if queue is None:
             return dx, weight_gradient(dy, x, mesh), None
         queue.append((w, dy, x.detach()))                          # with its graph, which holds this queue, x would never be freed
@@ -524,7 +546,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         g = mesh.tp
         first = weight.spec.blocks[0][0] if g.size > 1 else 0
         grad = grad and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        dh, dw = (torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))) if grad else (None, None)
+        dh, dw = (torch.empty_like(h), torch.zeros_like(weight,
+                                                        dtype=torch.promote_types(weight.dtype, torch.float32))) if grad else (None, None)
         out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
         for a in range(0, len(h), chunk):
             s = slice(a, a + chunk)
@@ -572,7 +595,9 @@ def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4
 # ---------------------------------------------------------------- attention
 
 def zigzag(T, cp, rank):
-    """Columns of a row that a context-parallel rank holds: of 2 cp chunks number `rank` and its mirror image, so that causal work is even."""
+    """
+    Columns of a row that a context-parallel rank holds: of 2 cp chunks number `rank` and its mirror image, so that causal work is even.
+    """
     h = T // (2 * cp)
     return torch.cat((torch.arange(rank * h, (rank + 1) * h), torch.arange(T - (rank + 1) * h, T - rank * h)))
 
@@ -585,9 +610,10 @@ def _mask(doc, rows, cols, dtype):
 
 def attention_mask(doc, mesh, dtype):
     """
-    doc (B, T), whole rows -> what attention() needs, once per microbatch: the mask (B, T, T), or with context parallelism by allgather (B, T/cp, T)
-    with keys in the order of the ranks, by ulysses (B, T, T) in that order, by ring a list with the mask of each step. None in place of a mask: all
-    rows are one document, and a kernel is used that needs no mask for that (padding comes last, so what it sees is never learned from).
+    doc (B, T), whole rows -> what attention() needs, once per microbatch: the mask (B, T, T), or with context parallelism by allgather (B,
+    T/cp, T) with keys in the order of the ranks, by ulysses (B, T, T) in that order, by ring a list with the mask of each step. None in
+    place of a mask: all rows are one document, and a kernel is used that needs no mask for that (padding comes last, so what it sees is
+    never learned from).
     """
     T, cp, dev = doc.shape[1], mesh.cp, doc.device
     plain = _fused(doc, dtype) and int(doc.max()) < 1
@@ -637,7 +663,10 @@ def _swap(x, g, give, take):
 
 
 def _fused(x, dtype):
-    """Whether aten's flash attention is the fast path here: on CPU in float32 and float64; bfloat16 is 2 to 4 times slower with it than explicit products."""
+    """
+    Whether aten's flash attention is the fast path here: on CPU in float32 and float64; bfloat16 is 2 to 4 times slower with it than
+    explicit products.
+    """
     return not x.is_cuda and dtype in (torch.float32, torch.float64)
 
 
@@ -646,7 +675,8 @@ def _attend(q, k, v, mask, scale):
     B, nh, T, hd = q.shape
     nkv, S = k.shape[1], k.shape[2]
     if q.is_cuda or _fused(q, q.dtype):
-        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale, enable_gqa=nh != nkv)
+        return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale,
+                                              enable_gqa=nh != nkv)
     m = mask[:, None, None].expand(B, nkv, nh // nkv, T, S).reshape(B * nkv, nh // nkv * T, S)
     s = torch.baddbmm(m, q.reshape(B * nkv, nh // nkv * T, hd), k.reshape(B * nkv, S, hd).transpose(1, 2), alpha=scale)
     return (s.softmax(-1) @ v.reshape(B * nkv, S, hd)).view(B, nh, T, hd)
@@ -655,9 +685,10 @@ def _attend(q, k, v, mask, scale):
 class _Ring(torch.autograd.Function):
     """
     Ring attention over zigzag chunks (Liu et al. 2023; the zigzag of Zhu 2024).
-    forward: K and V travel cp - 1 hops while each rank attends to the block it holds; partial outputs merge by their log-sum-exp in float32.
-    backward: K and V travel again; the gradients of a block are summed in float32 while it travels and come home with the last hop (cp - 1 hops: what a
-    rank adds to its own block never travels). The next block is on its way while the present one is computed on (two buffers, never written while read).
+    forward: K and V travel cp - 1 hops while each rank attends to the block it holds; partial outputs merge by their log-sum-exp in
+    float32. backward: K and V travel again; the gradients of a block are summed in float32 while it travels and come home with the last hop
+    (cp - 1 hops: what a rank adds to its own block never travels). The next block is on its way while the present one is computed on (two
+    buffers, never written while read).
     """
     @staticmethod
     def forward(ctx, q, k, v, masks, scale, g):
@@ -684,12 +715,14 @@ class _Ring(torch.autograd.Function):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         scale, g = ctx.args
         T, dq, kv = q.shape[2], torch.zeros_like(out), torch.stack((k, v))
-        own, coming, home = None, None, None                       # gradients of this rank's block here; of the block it holds, on their way
+        # gradients of this rank's block here; of the block it holds, on their way
+        own, coming, home = None, None, None
         for s in range(g.size):
             nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
             rows, cols = _ring_part(g, s, T)
             new = torch.zeros(kv.shape, dtype=out.dtype, device=kv.device)
-            dqs, *dkv = _partial_backward(do[:, :, rows], q[:, :, rows], kv[:, :, :, cols], out[:, :, rows], lse[:, :, rows], masks[s], s == 0, scale)
+            dqs, *dkv = _partial_backward(do[:, :, rows], q[:, :, rows], kv[:, :, :, cols], out[:, :, rows], lse[:, :, rows], masks[s],
+                                          s == 0, scale)
             dq[:, :, rows] += dqs
             new[0][:, :, cols], new[1][:, :, cols] = dkv
             if s == 0:
@@ -708,7 +741,10 @@ class _Ring(torch.autograd.Function):
 
 
 def _partial(q, kv, mask, causal, scale):
-    """q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> its output and log-sum-exp (B, nh, T, 1), float32; a row with nothing to attend: 0 and -inf."""
+    """
+    q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> its output and log-sum-exp (B, nh, T, 1), float32; a row with nothing to attend: 0
+    and -inf.
+    """
     (B, nh, T, hd), nkv = q.shape, kv.shape[2]
     if _fused(q, q.dtype):
         o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal and mask is None, scale=scale,
@@ -726,19 +762,23 @@ def _partial_backward(do, q, kv, out, lse, mask, causal, scale):
     """Gradients by this block, float32: dq (B, nh, T, hd), dk and dv (B, nkv, S, hd). out and lse are those of the whole row."""
     (B, nh, T, hd), (nkv, S) = q.shape, kv.shape[2:4]
     if _fused(q, q.dtype):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, *kv, out, lse[..., 0], 0.0, causal and mask is None, scale=scale,
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, *kv, out, lse[..., 0], 0.0,
+                                                                                   causal and mask is None, scale=scale,
                                                                                    attn_mask=None if mask is None else mask[:, None])
     five = lambda x: x.reshape(B, nkv, nh // nkv, T, -1)
     do, q5, delta = five(do), five(q), five((do.to(out.dtype) * out).sum(-1, keepdim=True))
     p = (_scores(q, kv[0], mask, scale) - five(lse)).exp()
     ds = (p * ((do @ kv[1][:, :, None].transpose(-1, -2)).to(p.dtype) - delta) * scale).to(q.dtype)
     wide = lambda x: x.to(out.dtype)
-    return (wide(ds @ kv[0][:, :, None]).view(B, nh, T, hd), wide(ds.transpose(-1, -2) @ q5).sum(2),      # the queries of a group share a kv head
+    # the queries of a group share a kv head
+    return (wide(ds @ kv[0][:, :, None]).view(B, nh, T, hd), wide(ds.transpose(-1, -2) @ q5).sum(2),
             wide(p.to(q.dtype).transpose(-1, -2) @ do).sum(2))
 
 
 def _scores(q, k, mask, scale):
-    """q (B, nh, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, nh/nkv, T, S), float32; scaled after the product, which rounds less."""
+    """
+    q (B, nh, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, nh/nkv, T, S), float32; scaled after the product, which rounds less.
+    """
     s = q.reshape(len(q), k.shape[1], -1, *q.shape[2:]) @ k[:, :, None].transpose(-1, -2)
     return s.to(torch.promote_types(s.dtype, torch.float32)) * scale + mask[:, None, None]
 
@@ -747,7 +787,8 @@ def _hop(x, g):
     """Send x to the next rank of the ring while the previous one's comes: (buffer, wait)."""
     _count('p2p', g, x.numel() * x.element_size())
     x, buf = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-    work = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, g.ranks[(g.rank + 1) % g.size], g.pg), dist.P2POp(dist.irecv, buf, g.ranks[g.rank - 1], g.pg)])
+    work = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, g.ranks[(g.rank + 1) % g.size], g.pg),
+                                   dist.P2POp(dist.irecv, buf, g.ranks[g.rank - 1], g.pg)])
 
     def wait(keep=x):
         for w in work:
@@ -759,8 +800,8 @@ def _hop(x, g):
 
 def expert_mlp(x, counts, w1, w2, act):
     """
-    x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). bfloat16: grouped products, no host
-    synchronisation; other types: a loop. Experts without tokens get zero gradients, not none.
+    x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). bfloat16: grouped products, no
+    host synchronisation; other types: a loop. Experts without tokens get zero gradients, not none.
     """
     if x.dtype == torch.bfloat16 and len(x) and w1.shape[1] % 8 == w1.shape[2] % 8 == w2.shape[2] % 8 == 0:        # rows of 16 bytes
         ends = counts.cumsum(0).to(torch.int32)
@@ -770,8 +811,8 @@ def expert_mlp(x, counts, w1, w2, act):
 
 def moe(x, top, weight, w1, w2, act, mesh, meanwhile=lambda: None):
     """
-    Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C), and what
-    meanwhile() returned: it runs (the shared expert) while the tokens are on their way.
+    Dropless mixture of experts.  x (N, C) tokens of this rank, top (N, k) chosen experts (global), weight (N, k) their gates -> (N, C), and
+    what meanwhile() returned: it runs (the shared expert) while the tokens are on their way.
     Sort by expert, exchange counts, all-to-all, local experts, the inverse, weighted sum.
     """
     N, k = top.shape
@@ -969,9 +1010,9 @@ def schedule_command(argv):
 
 def run_pipeline(todo, models, micros, mesh, shape, dtype, device):
     """
-    The interpreter: runs this rank's actions (a list of add_messages(schedule(...))) over its model chunks and the microbatches; hidden states of
-    `shape` (B, T/cp, C) travel. Returns the losses of every microbatch that this rank's last chunk made, [] elsewhere. Gradients are left where the
-    optimizer's hooks put them; under zbh1 the weight gradients of a B wait in mesh.queue_dw until their W.
+    The interpreter: runs this rank's actions (a list of add_messages(schedule(...))) over its model chunks and the microbatches; hidden
+    states of `shape` (B, T/cp, C) travel. Returns the losses of every microbatch that this rank's last chunk made, [] elsewhere. Gradients
+    are left where the optimizer's hooks put them; under zbh1 the weight gradients of a B wait in mesh.queue_dw until their W.
     """
     g, last = mesh.pp, mesh.pp.size * len(models) - 1
     x, y, dy, queue, waits, losses, sent = {}, {}, {}, {}, {}, [], []

@@ -25,7 +25,7 @@ from parallel import (add_messages, all_reduce, check_layout, forward_backward, 
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
-init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; or the folder of a checkpoint: its weights, a new run;
+init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; a checkpoint's folder: its weights, a new run;
                            # hf:FOLDER: a Llama with config.json and *.safetensors (data/llama.py)
 log_every = 20             # steps
 eval_every = 0             # steps; 0: only at the end
@@ -119,7 +119,8 @@ compile = False            # torch.compile each block
 seed = 1337
 config = configure(globals())
 
-if depth:                  # width and heads grow with the layers; what AdamW moves slows down with the root of the width, Muon's rate holds for all widths
+# width and heads grow with the layers; what AdamW moves slows down with the root of the width, Muon's rate holds for all widths
+if depth:
     n_layer, n_head, n_kv_head, n_embd, ff = depth, depth, 0, 16 * depth, 0
     lr *= (4 / depth) ** 0.5
     max_steps = max(1, int(horizon * 12 * n_layer * n_embd ** 2) // tokens_per_step)
@@ -138,18 +139,23 @@ if device == 'auto':
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
-                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
-                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
+                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
+                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
+                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'),
+                (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'),
-                (block_size > 1, f'block_size={block_size}: use 2 or more'), (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
-                *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
+                (block_size > 1, f'block_size={block_size}: use 2 or more'),
+                (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
+                *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
+                  for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (lr > 0, f'lr={lr}: use more than 0'), (seed >= 0, f'seed={seed}: use 0 or more'),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),
                  f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
     if not ok:
         die(why)
-if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):           # glibc gives large blocks back to the kernel and asks for them
-    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)                          # again at every step, zeroed page by page: let it keep them
+# glibc gives large blocks back to the kernel and asks for them again at every step, zeroed page by page: let it keep them
+if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
 master = rank == 0
@@ -166,10 +172,13 @@ except ValueError:
     die(f'dataset={dataset}: write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0')
 for n in names:
     if not (root / 'data' / n / 'prepare.py').is_file():
-        die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {", ".join(sorted(p.parent.name for p in root.glob("data/*/prepare.py")))}')
+        there = ', '.join(sorted(p.parent.name for p in root.glob('data/*/prepare.py')))
+        die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {there}')
 
 def prepared(name, tok, codec):
-    """The folder of a data set's shards, made by its prepare.py when it is missing. A source file given by the user has shards of its own."""
+    """
+    The folder of a data set's shards, made by its prepare.py when it is missing. A source file given by the user has shards of its own.
+    """
     source, flag = (input, 'input') if name == 'shakespeare' else (fsdd, 'fsdd') if name == 'speech' else ('', '')
     out, flags = shard_dir(name, codec), [f'--tokenizer={tok}', f'--n_loc={n_loc}']
     if source:
@@ -219,14 +228,17 @@ try:
     if init_from.startswith('hf:'):
         llama = Llama(init_from[3:], cfg.vocab_size)
         if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
-            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower() if isinstance(v, bool) else v}' for k, v in wrong.items()))
-    dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head, n_kv_head=cfg.n_kv_head,
-                      ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size, rows=rows, zero=zero, zero_shard=zero_shard)
+            raise ValueError(f'init_from={init_from}: these weights need '
+                             + ' '.join(f'--{k}={str(v).lower() if isinstance(v, bool) else v}' for k, v in wrong.items()))
+    dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head,
+                      n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size,
+                      rows=rows, zero=zero, zero_shard=zero_shard)
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
-        die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {max(m for m in range(1, micro + 1) if rows // dp % m == 0)}')
-    sides = dict(n_embd=n_embd, heads=n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp, shared_ff=cfg.shared_ff // tp,
-                 positions=micro * block_size // cp)
+        fits = max(m for m in range(1, micro + 1) if rows // dp % m == 0)
+        die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {fits}')
+    sides = dict(n_embd=n_embd, heads=n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp,
+                 shared_ff=cfg.shared_ff // tp, positions=micro * block_size // cp)
     if fp8 and (odd := [f'{k} {n}' for k, n in sides.items() if n % 16]):
         die(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
     n_micro = rows // dp // micro
@@ -245,7 +257,10 @@ say(f"model: {params['total']:,} parameters ({params['active']:,} active), {dtyp
     f"data: {' + '.join(names)}, {rows} rows of {block_size} per step, {mesh.world.size} process(es)")
 
 def state(saving=False):
-    """(name, Spec, tensor, where it begins in this rank's slice): everything that a checkpoint holds; saving: what this rank may have to write."""
+    """
+    (name, Spec, tensor, where it begins in this rank's slice): everything that a checkpoint holds; saving: what this rank may have to
+    write.
+    """
     yield from opt.tensors(saving)
     for name, b in (nb for m in models for nb in m.named_buffers()):      # the experts' selection bias
         if name.endswith('.bias') and not (saving and mesh.dpcp.rank):
@@ -258,7 +273,8 @@ try:
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
 step, best, bad, resumed, saved = 0, math.inf, 0, None, True
-shift, recent, returns = 0, deque(maxlen=100), Counter()    # batches that rollbacks have skipped; the last losses; rollbacks to each checkpoint
+# batches that rollbacks have skipped; the last losses; rollbacks to each checkpoint
+shift, recent, returns = 0, deque(maxlen=100), Counter()
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkpoint from before a key was there has of it
 
@@ -286,7 +302,8 @@ def fill(path, weights_only):
         raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
                           f'choose another --out_dir, or give the key as it was')
     if not weights_only and ck.meta['config']['muon'] != muon:
-        raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: choose another --out_dir, or give the key as it was")
+        raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: "
+                          'choose another --out_dir, or give the key as it was')
     if not weights_only and init_from not in ('auto', 'scratch', ck.meta.get('origin', 'scratch')):
         raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
     ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))
@@ -358,7 +375,8 @@ def evaluate(blind=False):
             b = to_device(b)                   # weights are 1, and 0 for padding
             o = forward_only(models, b, mesh, (*b['ids'].shape, n_embd), compute, device)
             if o:
-                total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(()) for k in kinds])
+                total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(())
+                                      for k in kinds])
             n += counts
         total = all_reduce(all_reduce(total.to(device), mesh.pp), mesh.dpcp).tolist()           # only the last stage has something to add
         n = all_reduce(torch.from_numpy(n).to(device), mesh.dp).tolist()
@@ -439,7 +457,8 @@ def finish_saving():
 def save(name=None):
     """A checkpoint of the present step -> whether it is on disk; in the background: finish_saving() says it."""
     finish_saving()
-    meta = dict(step=step, best=best, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
+    meta = dict(step=step, best=best, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t,
+                model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
     if not save_background:
         return write(name, state(saving=True), meta)
     held = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in state(saving=True)]
@@ -464,7 +483,10 @@ def batches():
                          dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
 
 def roll_back(why):
-    """To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be no way out."""
+    """
+    To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be
+    no way out.
+    """
     global loader, shift
     finish_saving()
     there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1
@@ -501,8 +523,10 @@ def product_peak():
 
 peak = product_peak()
 loader = batches()
-update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()      # operations of the optimizer per step; each stage knows its own
-spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()                 # since this start: of the whole world; of this process, evaluation left out
+# operations of the optimizer per step; each stage knows its own
+update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()
+# since this start: of the whole world; of this process, evaluation left out
+spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
@@ -522,8 +546,10 @@ while step < max_steps:
     spent_flops += (flops - before) * mesh.world.size + update
     opt.start(len(micros))
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
-    sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device)) for k in ('txt', 'img', 'aud')])
-    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)           # the tp ranks of the last stage count the same; the others have nothing to add
+    sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device))
+                        for k in ('txt', 'img', 'aud')])
+    # the tp ranks of the last stage count the same; the others have nothing to add
+    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)
     if cfg.n_expert:
         balance(math.isfinite(norm))
     bad = 0 if math.isfinite(norm) else bad + 1
@@ -549,19 +575,24 @@ while step < max_steps:
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
         gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
-        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
+        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} '
+            f'aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
             f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
-        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms, tok_s=rate,
+        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms,
+               tok_s=rate,
                cost=dict(flops=spent_flops, cpu_s=spent_cpu))
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
-        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val      # without payloads there is nothing to blind
+        # without payloads there is nothing to blind
+        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val
         for name, r in val.items():
-            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v else '') for k, v in r.items())
+            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v
+                                                              else '') for k, v in r.items())
                 + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
-        record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']), **({'blind': control} if control else {}))
+        record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']),
+               **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf
         if score < best:
             best = score

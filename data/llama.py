@@ -7,8 +7,8 @@ Llama in the layout of Hugging Face: a folder with config.json and *.safetensors
 safetensors: 8 bytes of length, a JSON header {name: {dtype, shape, data_offsets}}, the raw tensors; large models are split into files
 that model.safetensors.index.json lists. Nothing is read before it is asked for, so a rank reads what its stage holds. Matrices have the
 same orientation here and there, and rotary positions pair i with i + hd/2 in both; k and v, gate and up lie in one matrix here.
-The tokenizer is not read: ids are whatever --tokenizer says. What the folder has no weights for (special tokens behind its vocabulary, patches,
-frames) starts afresh.
+The tokenizer is not read: ids are whatever --tokenizer says. What the folder has no weights for (special tokens behind its vocabulary,
+patches, frames) starts afresh.
 """
 import json, math, os
 from pathlib import Path
@@ -28,7 +28,9 @@ def names(layer=None):
     return {f'blocks.{layer}.{k}': [f'model.layers.{layer}.{n}' for n in v] for k, v in inside.items()}
 
 def model_keys(path):
-    """Folder -> {key of train.py: value that the weights demand}, size of their vocabulary. ValueError, one line, for what is no such Llama."""
+    """
+    Folder -> {key of train.py: value that the weights demand}, size of their vocabulary. ValueError, one line, for what is no such Llama.
+    """
     file = Path(path) / 'config.json'
     try:
         c = json.loads(file.read_text())
@@ -52,8 +54,8 @@ def model_keys(path):
 
 class Llama:
     """
-    An opened folder, as a source for Checkpoint.fill: full(name) -> the tensor that our name means, in the type of the file. vocab: rows of our
-    embedding.
+    An opened folder, as a source for Checkpoint.fill: full(name) -> the tensor that our name means, in the type of the file. vocab: rows of
+    our embedding.
     """
     def __init__(self, path, vocab):
         self.path, self.where, self.vocab = Path(path), {}, vocab
@@ -118,7 +120,9 @@ def write_safetensors(file, entries, read, metadata):
         tmp.unlink(missing_ok=True)
 
 def export_llama(m, full, out):
-    """m: 'model' of a checkpoint's manifest; full(our name) -> tensor. Writes config.json and model.safetensors (float32) into the folder out."""
+    """
+    m: 'model' of a checkpoint's manifest; full(our name) -> tensor. Writes config.json and model.safetensors (float32) into the folder out.
+    """
     out = Path(out)
     for k, v in FIXED.items():
         if m[k] != v:
@@ -134,10 +138,13 @@ def export_llama(m, full, out):
                 parts[f'{n}.weight'], at = (ours, at, r), at + r
     shape = lambda n: (parts[n][2],) + (() if 'norm' in n else (ff if 'down_proj' in n else C,))
     out.mkdir(parents=True, exist_ok=True)
-    write_safetensors(out / 'model.safetensors', [(n, 'F32', shape(n)) for n in parts], lambda n: full(parts[n][0]).narrow(0, *parts[n][1:]),
+    write_safetensors(out / 'model.safetensors', [(n, 'F32', shape(n)) for n in parts],
+                      lambda n: full(parts[n][0]).narrow(0, *parts[n][1:]),
                       {'format': 'pt'})
     (out / 'config.json').write_text(json.dumps(dict(
-        architectures=['LlamaForCausalLM'], model_type='llama', hidden_act='silu', attention_bias=False, mlp_bias=False, torch_dtype='float32',
-        hidden_size=C, intermediate_size=ff, num_hidden_layers=m['n_layer'], num_attention_heads=m['n_head'], num_key_value_heads=m['n_kv_head'],
+        architectures=['LlamaForCausalLM'], model_type='llama', hidden_act='silu', attention_bias=False, mlp_bias=False,
+        torch_dtype='float32',
+        hidden_size=C, intermediate_size=ff, num_hidden_layers=m['n_layer'], num_attention_heads=m['n_head'],
+        num_key_value_heads=m['n_kv_head'],
         head_dim=C // m['n_head'], vocab_size=V, rms_norm_eps=m['norm_eps'], rope_theta=m['rope_base'], tie_word_embeddings=m['tie'],
         bos_token_id=None, eos_token_id=None), indent=1))

@@ -48,7 +48,8 @@ def write_shards(out_dir, splits, codec, info):
                 n, n_text = n + 1, n_text + codec.n_bytes(e['ids'])
                 if time.time() - shown > 0.5 and sys.stderr.isatty():
                     shown = time.time()
-                    print(f'\r{out.parent.name} {split}: {n:,} documents, {at[0]:,} positions, {shown - t0:.0f} s ', end='', file=sys.stderr)
+                    print(f'\r{out.parent.name} {split}: {n:,} documents, {at[0]:,} positions, {shown - t0:.0f} s ', end='',
+                          file=sys.stderr)
             for f in files.values():
                 f.flush(), os.fsync(f.fileno()), f.close()
             if sys.stderr.isatty():
@@ -77,11 +78,13 @@ def open_shards(out_dir, split, codec):
     try:
         s['meta'] = meta = json.loads((out / 'meta.json').read_text())
         if meta['codec'] != codec.fingerprint():
-            raise RuntimeError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): delete that folder to prepare it again")
+            raise RuntimeError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): "
+                               'delete that folder to prepare it again')
         if split not in meta['splits']:
             raise RuntimeError(f"{out} has no split {split}: it has {', '.join(meta['splits'])}")
         size = meta['splits'][split]
-        for k, dt, width, n in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0, size['positions']), ('w', np.uint8, 0, size['positions']),
+        for k, dt, width, n in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0, size['positions']),
+                                ('w', np.uint8, 0, size['positions']),
                                 ('patch', np.uint8, D, size['patches']), ('rc', np.float32, 2, size['patches']),
                                 ('frame', np.float16, FRAME_D, size['frames']), ('doc', np.int64, 3, size['documents'] + 1)):
             f = out / f'{split}.{k}.bin'
@@ -144,8 +147,8 @@ def pack_eval(s, T, limit=0):
 
 def loc_rc(ids, codec):
     """
-    ids (..., T) -> (..., T, 2): a loc token says its value as `row` in the features that patches have too, and the loc token before it as `column`: the y of
-    a point (x, y) has the features of the patch that it lies in. -1 where there is none.
+    ids (..., T) -> (..., T, 2): a loc token says its value as `row` in the features that patches have too, and the loc token before it as
+    `column`: the y of a point (x, y) has the features of the patch that it lies in. -1 where there is none.
     """
     v = np.where(ids >= codec.loc0, (ids - codec.loc0 + np.float32(0.5)) / np.float32(codec.n_loc), np.float32(-1))
     before = np.concatenate([np.full_like(v[..., :1], -1), v[..., :-1]], -1)
@@ -157,10 +160,12 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, past=0):
     Chunks of B rows -> a batch for one context-parallel rank (cp = 1: whole rows), as torch tensors:
         ids (B, Tl), pos (B, Tl) int64; doc (B, T) int32, whole rows, -1 padding (attention masks need the other ranks' documents too)
         past (B, Tl, past) int64: the ids before each, of its document in this row, the nearest first; -1: none
-        txt_i (N,) positions with a text target, txt_y (N,) ids, txt_w (N,)     likewise img_* and aud_*: y (N, D), e (N, draws, D), t (N, draws)
-        xin_img_i (N,), xin_img (N, D) patches as input; xin_aud_i, xin_aud; rc_i (N,), rc (N, 4) own and next centre of patches, loc_rc() of loc tokens; -1: none
+        txt_i (N,) positions with a text target, txt_y (N,) ids, txt_w (N,)     likewise img_* and aud_*: y (N, D), e (N, draws, D), t (N,
+        draws) xin_img_i (N,), xin_img (N, D) patches as input; xin_aud_i, xin_aud; rc_i (N,), rc (N, 4) own and next centre of patches,
+        loc_rc() of loc tokens; -1: none
     Compact arrays are padded to a multiple of PAD with entries that add nothing (position 0, weight 0, payload 0).
-    Also returns the counts of targets of the *whole* rows, (text, image, audio, bytes of text).  keys: per row the key of its flow noise and times.
+    Also returns the counts of targets of the *whole* rows, (text, image, audio, bytes of text).  keys: per row the key of its flow noise
+    and times.
     """
     B, img, aud, eoi = len(rows), codec.sp['img'], codec.sp['aud'], codec.sp['eoi']
     ids, tgt = np.full((B, T), codec.sp['pad'], np.int64), np.full((B, T), codec.sp['pad'], np.int64)
@@ -209,7 +214,8 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, past=0):
         n_row = np.bincount(g[f'{kind}_i'] // T, minlength=B)
         e, t = [np.zeros((0, draws, D), np.float32)], [np.zeros((0, draws), np.float32)]
         for b in np.flatnonzero(n_row):                  # drawn for the whole row, then sliced: never depends on the layout
-            rng = np.random.Generator(np.random.Philox(key=keys[b][0] * 1000003 + (11 if kind == 'img' else 13), counter=[0, 0, keys[b][1], keys[b][2]]))
+            rng = np.random.Generator(np.random.Philox(key=keys[b][0] * 1000003 + (11 if kind == 'img' else 13),
+                                                       counter=[0, 0, keys[b][1], keys[b][2]]))
             e.append(rng.standard_normal((n_row[b], draws, D), np.float32))
             t.append(1 / (1 + np.exp(-rng.standard_normal((n_row[b], draws), np.float32))))
         g[f'{kind}_e'], g[f'{kind}_t'] = np.concatenate(e), np.concatenate(t)
@@ -235,7 +241,8 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, past=0):
     for name in ('txt', 'img', 'aud'):
         g[f'{name}_w'] = np.ones(len(g[f'{name}_i']), np.float32)
     for name in ('xin_img', 'xin_aud', 'img', 'aud', 'txt', 'rc'):                 # few different sizes, so that kernels are made once;
-        for k in [k for k in g if k == name or k.startswith(name + '_')]:          # padding adds nothing: weight and payload 0, no coordinates
+        # padding adds nothing: weight and payload 0, no coordinates
+        for k in [k for k in g if k == name or k.startswith(name + '_')]:
             n = -len(g[k]) % PAD
             if n:
                 g[k] = np.concatenate([g[k], np.full((n, *g[k].shape[1:]), -1 if k == 'rc' else 0, g[k].dtype)])

@@ -7,10 +7,10 @@ The grid: every layout against the single process.
     python tests/grid.py --world=8 --zero=all --part=all      the same at ZeRO 0, 1, 2 and 3
     python tests/grid.py --these="moe dp2 ep2; dense tp2 pp2 sp zbh1 zero3 recompute"         just these
 
-Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss, every
-gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a - b| / max |b|
-over the tensor). Ranks that hold the same slice must hold the same bits, and so must the ZeRO stages of a layout: with one microbatch all of them, with
-several 0 and 1, and 2 and 3 (which add up reduced gradients). Every third layout recomputes its blocks.
+Of each layout, on the same multimodal rows (uneven ignored targets, several documents per row, pictures that straddle chunks): the loss,
+every gradient, the gradient norm, and the weights after 3 steps of SGD and 3 of AdamW. Worst relative error of each (of a gradient: max |a
+- b| / max |b| over the tensor). Ranks that hold the same slice must hold the same bits, and so must the ZeRO stages of a layout: with one
+microbatch all of them, with several 0 and 1, and 2 and 3 (which add up reduced gradients). Every third layout recomputes its blocks.
 """
 import gc, hashlib, json, os, sys, tempfile, time, traceback
 from pathlib import Path
@@ -27,14 +27,22 @@ T, ROWS, STEPS, LR = 64, 8, 3, 0.05
 
 
 def config(kind):
-    """dense: grouped heads (2 kv), a vocabulary that 2, 4, 8 do not divide; moe: experts; tied: embedding = head, smear, n-gram memory of few rows."""
+    """
+    dense: grouped heads (2 kv), a vocabulary that 2, 4, 8 do not divide; moe: experts; tied: embedding = head, smear, n-gram memory of few
+    rows.
+    """
     n = toy.codec.n_vocab - 1 + 2 * (kind == 'moe')
-    base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=32, ff=64, flow_width=32, flow_depth=1, zero_init=False, softcap=15.0)
-    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe' else dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101) if kind == 'tied' else {}))
+    base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=32, ff=64, flow_width=32,
+                flow_depth=1, zero_init=False, softcap=15.0)
+    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe'
+                                  else dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101) if kind == 'tied' else {}))
 
 
 def layouts(world, part, zeros=(0,)):
-    """Dicts of sizes: all dp*tp*pp*cp of the world with every ep, sp on where tp > 1, schedules in turn; part='pairs': each pair of dimensions at least once."""
+    """
+    Dicts of sizes: all dp*tp*pp*cp of the world with every ep, sp on where tp > 1, schedules in turn; part='pairs': each pair of dimensions
+    at least once.
+    """
     out, powers = [], [2 ** i for i in range(world.bit_length())]
     for pp in powers[:3]:
         for tp in powers:
@@ -52,17 +60,20 @@ def layouts(world, part, zeros=(0,)):
                             mode = ['ring', 'ring', 'allgather', 'ulysses'][i // 2 % 4]
                             if mode == 'ulysses' and (8 // tp % cp or max(1, 2 // tp) % cp):
                                 mode = 'ring'
-                            out.append(dict(kind=kind, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, schedule=name if pp > 1 else '', v=v, cp_mode=mode if cp > 1 else 'ring'))
+                            out.append(dict(kind=kind, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, schedule=name if pp > 1 else '', v=v,
+                                            cp_mode=mode if cp > 1 else 'ring'))
     if part == 'pairs':
         seen, few = set(), []
         for l in out:
-            on = [k for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1] + (['sp'] if l['sp'] else []) + ([l['schedule']] if l['schedule'] else []) + ([l['cp_mode']] if l['cp'] > 1 else [])
+            on = [k for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1] + (['sp'] if l['sp'] else []) + ([l['schedule']]
+                if l['schedule'] else []) + ([l['cp_mode']] if l['cp'] > 1 else [])
             new = {(l['kind'], a, b) for a in on for b in on} - seen
             if new:
                 seen |= new
                 few.append(l)
         out = few
-    return [dict(l, zero=z, recompute=i % 3 == 2, one=l['pp'] == 1 and i % 2 == 0 and len(zeros) > 1) for i, l in enumerate(out) for z in zeros]
+    return [dict(l, zero=z, recompute=i % 3 == 2, one=l['pp'] == 1 and i % 2 == 0 and len(zeros) > 1) for i,
+            l in enumerate(out) for z in zeros]
 
 
 def parse(text):
@@ -81,8 +92,8 @@ def size(l):
 
 def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
     """
-    What one rank sees: {'loss', 'norm', 'grad': {name: (spec, tensor)}, 'weights/sgd': ..., 'weights/adamw': ...}. AdamW with a large eps: with 1e-8 it
-    turns the rounding of the smallest gradients into whole steps, and hides any wrong factor.
+    What one rank sees: {'loss', 'norm', 'grad': {name: (spec, tensor)}, 'weights/sgd': ..., 'weights/adamw': ...}. AdamW with a large eps:
+    with 1e-8 it turns the rounding of the smallest gradients into whole steps, and hides any wrong factor.
     """
     cfg, out = config(layout['kind']), {}
     sets = [toy.shards(toy.documents())]
@@ -90,10 +101,12 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
         models = build(cfg, mesh, 7, layout['v'])
         for model in models:
             model.recompute = layout.get('recompute', False)
-        opt = Optimizer(models, mesh, dtype, zero=layout.get('zero', 0), eps=1e-4, weight_decay=0.1, clip=1.0, muon=which == "muon", muon_lr=1.0)
+        opt = Optimizer(models, mesh, dtype, zero=layout.get('zero', 0), eps=1e-4, weight_decay=0.1, clip=1.0, muon=which == "muon",
+                        muon_lr=1.0)
         losses = []
         for step in range(steps):
-            batch = toy.micros(sets, step, rows=ROWS, micro=ROWS // mesh.dp.size if layout.get('one') else 1 if ROWS // mesh.dp.size < 4 or mesh.pp.size > 2 else 2, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
+            batch = toy.micros(sets, step, rows=ROWS, micro=ROWS // mesh.dp.size if layout.get('one') else 1 if ROWS // mesh.dp.size < 4
+                               or mesh.pp.size > 2 else 2, T=T, dp=mesh.dp.size, dp_rank=mesh.dp.rank,
                                cp=mesh.cp.size, cp_rank=mesh.cp.rank, dtype=dtype, experts=cfg.n_expert > 0)
             opt.start(len(batch))
             shape = (len(batch[0]['ids']), T // mesh.cp.size // (mesh.tp.size if mesh.sp else 1), cfg.n_embd)
@@ -104,7 +117,8 @@ def run(layout, dtype, mesh, todo, steps=STEPS, optimizers=('sgd', 'adamw')):
                 opt.reduce()
                 norm = float(opt.norm())
                 if step == 0:
-                    out['grad'] = held(opt, 'due') | {p.spec.name: (p.spec, torch.zeros_like(p).index_add_(0, *touched)) for (p, _), touched in zip(opt.tables, opt.touched)}
+                    out['grad'] = held(opt, 'due') | {p.spec.name: (p.spec, torch.zeros_like(p).index_add_(0, *touched)) for (p, _),
+                                                      touched in zip(opt.tables, opt.touched)}
                     out['norm'] = norm
                 for u in opt.units:
                     u.master.add_(u.due, alpha=-LR / max(norm, 1.0))
@@ -159,8 +173,10 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
         try:
             dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/{i}', world), rank=rank, world_size=world)
             cfg = config(layout['kind'])
-            mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=layout.get('shard', 0))
-            lists = lambda m: add_messages(schedule(layout['schedule'], mesh.pp.size, m, layout['v']), m, layout['v'])[mesh.pp.rank] if mesh.pp.size > 1 else None
+            mesh = make_mesh(**{k: layout[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'sp', 'cp_mode')}, n_kv_head=cfg.n_kv_head,
+                             tie=cfg.tie, zero_shard=layout.get('shard', 0))
+            lists = lambda m: add_messages(schedule(layout['schedule'], mesh.pp.size, m, layout['v']), m,
+                                           layout['v'])[mesh.pp.rank] if mesh.pp.size > 1 else None
             got = run(layout, dtype, mesh, lists, optimizers=refs[layout['kind']]['optimizers'])
             results.put((i, rank, (*compare(got, refs[layout['kind']]), digests(got)), None))
             dist.barrier()
@@ -173,7 +189,10 @@ def worker(rank, world, todo_list, dtype, refs, results, folder):
 
 
 def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120):
-    """Yields (layout, worst errors or None, name of the worst tensor or the traceback), in order. After a failure the ranks start anew behind it."""
+    """
+    Yields (layout, worst errors or None, name of the worst tensor or the traceback), in order. After a failure the ranks start anew behind
+    it.
+    """
     refs = {}
     torch.set_num_threads(1)
     for kind in {l['kind'] for l in todo_list}:
@@ -191,7 +210,8 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
             for i, layout in enumerate(rest):
                 worst, text, bits = None, '', {}
                 for _ in range(world):
-                    if any(results._reader.poll(1) for _ in range(patience)):    # by the second: while all of us are stopped, patience is too
+                    # by the second: while all of us are stopped, patience is too
+                    if any(results._reader.poll(1) for _ in range(patience)):
                         _, _, res, error = results.get()
                     else:
                         res, error = None, f'no answer in {patience} s: a rank hangs'
@@ -218,8 +238,10 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
 
 
 def label(l):
-    return ' '.join(f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1) + (' sp' if l['sp'] else '') + (f' {l["schedule"]}' if l['schedule'] else '') \
-        + (f' x{l["v"]}' if l['v'] > 1 else '') + (f' {l["cp_mode"]}' if l['cp'] > 1 else '') + (f' zero{l["zero"]}' if l.get('zero') else '') \
+    return ' '.join(f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1) + (' sp' if l['sp']
+        else '') + (f' {l["schedule"]}' if l['schedule'] else '') \
+        + (f' x{l["v"]}' if l['v'] > 1 else '') + (f' {l["cp_mode"]}' if l['cp'] > 1 else '') + (f' zero{l["zero"]}' if l.get('zero')
+                                                                                                 else '') \
         + (f' shard{l["shard"]}' if l.get('shard') else '') + (' recompute' if l.get('recompute') else '')
 
 
@@ -233,7 +255,9 @@ if __name__ == '__main__':
         globals()[k] = v
     limit, begin, failed, n, top = dict(float64=1e-10, float32=1e-5)[dtype], time.time(), 0, 0, 0.0
     print(f'{"layout":48s} {"model":6s} {"loss":>8s} {"gradient":>9s} {"norm":>8s} {"weights":>8s}')
-    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',') for l in layouts(int(w), part, range(4) if zero == 'all' else [int(z) for z in zero.split(',')])]
+    todo = [parse(t) for t in these.split(';')] if these else [l for w in world.split(',')
+                                                               for l in layouts(int(w), part, range(4) if zero == 'all'
+                                                                                else [int(z) for z in zero.split(',')])]
     todo = [l for l in todo if only in f'{l["kind"]} {label(l)}']
     world = ','.join(map(str, sizes := sorted({size(l) for l in todo})))
     for w in sizes:
@@ -244,8 +268,10 @@ if __name__ == '__main__':
             failed += not ok
             if worst:
                 top = max(top, *worst.values())
-                print(f'{label(layout):48s} {layout["kind"]:6s} ' + ' '.join(f'{e:8.1e}' for e in worst.values()) + ('' if ok else f'  FAILED at {text}'), flush=True)
+                print(f'{label(layout):48s} {layout["kind"]:6s} ' + ' '.join(f'{e:8.1e}' for e in worst.values())
+                      + ('' if ok else f'  FAILED at {text}'), flush=True)
             else:
                 print(f'{label(layout):48s} {layout["kind"]:6s} FAILED\n{text}', flush=True)
-    print(json.dumps(dict(bench='grid', ok=0 == failed < n, world=world, part=part, dtype=dtype, zero=zero, layouts=n, failures=failed, worst=top, seconds=round(time.time() - begin))))
+    print(json.dumps(dict(bench='grid', ok=0 == failed < n, world=world, part=part, dtype=dtype, zero=zero, layouts=n, failures=failed,
+                          worst=top, seconds=round(time.time() - begin))))
     sys.exit(failed > 0 or not n)

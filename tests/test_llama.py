@@ -1,6 +1,6 @@
 """
-Llama in the layout of Hugging Face: read, trained on, written. The reference is a plain Llama in float64 written here from the paper and the layout's
-conventions, on folders that this file writes itself; and transformers, where it is installed.
+Llama in the layout of Hugging Face: read, trained on, written. The reference is a plain Llama in float64 written here from the paper and
+the layout's conventions, on folders that this file writes itself; and transformers, where it is installed.
 """
 import json
 import math
@@ -17,7 +17,8 @@ from optim_zero import Checkpoint, checkpoints
 from sample import load_model
 from test_train import machine, one_line  # noqa: F401: a fixture
 
-BASE = dict(model_type='llama', hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=370,
+BASE = dict(model_type='llama', hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=370,
             rms_norm_eps=1e-5, rope_theta=500.0, hidden_act='silu', tie_word_embeddings=False, max_position_embeddings=64)
 
 
@@ -28,7 +29,8 @@ def weights(c, seed=0):
     C, kv, ff = c['hidden_size'], c['num_key_value_heads'] * hd, c['intermediate_size']
     w = {'model.embed_tokens.weight': new(c['vocab_size'], C) * 3, 'model.norm.weight': new(C)}
     for i in range(c['num_hidden_layers']):
-        for n, shape in {'input_layernorm': (C,), 'post_attention_layernorm': (C,), 'self_attn.q_proj': (C, C), 'self_attn.k_proj': (kv, C), 'self_attn.v_proj': (kv, C),
+        for n, shape in {'input_layernorm': (C,), 'post_attention_layernorm': (C,), 'self_attn.q_proj': (C, C),
+                         'self_attn.k_proj': (kv, C), 'self_attn.v_proj': (kv, C),
                          'self_attn.o_proj': (C, C), 'mlp.gate_proj': (ff, C), 'mlp.up_proj': (ff, C), 'mlp.down_proj': (C, ff)}.items():
             w[f'model.layers.{i}.{n}.weight'] = new(*shape)
     if not c['tie_word_embeddings']:
@@ -44,8 +46,10 @@ def write(folder, c, w, files=1, dtype='F32'):
     for k in range(files):
         head, body = {'__metadata__': {'format': 'pt'}}, b''
         for n in names[k::files]:
-            raw = (w[n].numpy() if dtype == 'F32' else w[n].half().numpy() if dtype == 'F16' else w[n].bfloat16().view(torch.int16).numpy()).tobytes()
-            head[n], where[n] = dict(dtype=dtype, shape=list(w[n].shape), data_offsets=[len(body), len(body) + len(raw)]), f'model-{k + 1:05d}-of-{files:05d}.safetensors'
+            raw = (w[n].numpy() if dtype == 'F32' else w[n].half().numpy() if dtype == 'F16'
+                   else w[n].bfloat16().view(torch.int16).numpy()).tobytes()
+            head[n], where[n] = dict(dtype=dtype, shape=list(w[n].shape),
+                                     data_offsets=[len(body), len(body) + len(raw)]), f'model-{k + 1:05d}-of-{files:05d}.safetensors'
             body += raw
         text = json.dumps(head).encode()
         (folder / (where[names[k]] if files > 1 else 'model.safetensors')).write_bytes(np.uint64(len(text)).tobytes() + text + body)
@@ -120,7 +124,8 @@ def test_logits_are_those_of_a_plain_llama(tmp_path, kind, files):
     m = ours(folder)
     export_llama(m.cfg.__dict__, lambda n: dict(m.named_parameters())[n].data, tmp_path / 'back')
     again = Llama(tmp_path / 'back', 370)
-    assert again.keys == model_keys(folder)[0] and all(torch.equal(again.read(n), x) for n, x in w.items()) and again.where.keys() == w.keys()
+    assert again.keys == model_keys(folder)[0] and all(torch.equal(again.read(n), x) for n,
+                                                       x in w.items()) and again.where.keys() == w.keys()
 
 
 @pytest.mark.parametrize('dtype', ['F16', 'BF16'])
@@ -141,8 +146,10 @@ def test_a_larger_vocabulary_keeps_the_logits_of_the_old_one(tmp_path):
 
 def test_what_is_no_such_llama_is_refused(tmp_path):
     w = weights(BASE)
-    for i, (change, says) in enumerate([(dict(model_type='mistral'), 'mistral'), (dict(rope_scaling=dict(rope_type='llama3')), 'llama3'), (dict(hidden_act='gelu'), 'gelu'),
-                                        (dict(attention_bias=True), 'bias'), (dict(head_dim=16), 'head_dim=16'), (dict(hidden_size=None), 'config.json')]):
+    for i, (change, says) in enumerate([(dict(model_type='mistral'), 'mistral'), (dict(rope_scaling=dict(rope_type='llama3')), 'llama3'),
+                                        (dict(hidden_act='gelu'), 'gelu'),
+                                        (dict(attention_bias=True), 'bias'), (dict(head_dim=16), 'head_dim=16'),
+                                        (dict(hidden_size=None), 'config.json')]):
         with pytest.raises(ValueError, match=says):
             Llama(write(tmp_path / f'{i}', {**BASE, **change}, w), 370)
     folder = write(tmp_path / 'cut', BASE, w)
@@ -176,13 +183,15 @@ def train(machine, name, folder, *flags, world=1, keys=KEYS):  # noqa: F811
         port = s.getsockname()[1]
     env = lambda r: {'RANK': str(r), 'WORLD_SIZE': str(world), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)} if world > 1 else {}
     out = machine.path / name
-    jobs = [machine.start('train.py', *RUN, *keys, f'--input={machine.text}', f'--init_from=hf:{folder}', f'--out_dir={out}', *flags, env=env(r)) for r in range(world)]
+    jobs = [machine.start('train.py', *RUN, *keys, f'--input={machine.text}', f'--init_from=hf:{folder}', f'--out_dir={out}', *flags,
+                          env=env(r)) for r in range(world)]
     return [machine.wait(j) for j in jobs], out
 
 
 def losses(out):
     rows = [json.loads(line) for line in open(out / 'metrics.jsonl')]
-    return [r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r], [r['cost']['flops'] for r in rows]
+    return [r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r], [r['cost']['flops']
+                                                                                                                    for r in rows]
 
 
 @pytest.mark.parametrize('tie', [False, True])
@@ -191,11 +200,13 @@ def test_training_goes_on_in_any_layout(machine, tmp_path, tie):  # noqa: F811
     w = weights(c)
     folder = write(tmp_path / 'hf', c, w, 3)
     more = ['--tie=true'] if tie else []
-    [r], still = train(machine, f'still{tie}', folder, '--lr=1e-30', '--weight_decay=0', '--max_steps=1', *more)    # evaluated as it was read
+    # evaluated as it was read
+    [r], still = train(machine, f'still{tie}', folder, '--lr=1e-30', '--weight_decay=0', '--max_steps=1', *more)
     assert r.code == 0, r.err
     text = machine.text.read_text()
     val = torch.tensor(list(text[int(len(text) * 0.9):].encode()))
-    nll = torch.cat([F.cross_entropy(by_the_book(c, w, val[i:i + 33][:-1]), val[i:i + 33][1:], reduction='none') for i in range(0, len(val) - 1, 32)])
+    nll = torch.cat([F.cross_entropy(by_the_book(c, w, val[i:i + 33][:-1]), val[i:i + 33][1:], reduction='none')
+                     for i in range(0, len(val) - 1, 32)])
     assert losses(still)[1][0] == pytest.approx(nll.mean().item(), rel=1e-6)
     r = machine.run('optim_zero.py', 'export-hf', checkpoints(still)[0], tmp_path / 'back')
     assert r.code == 0, r.err
@@ -208,18 +219,21 @@ def test_training_goes_on_in_any_layout(machine, tmp_path, tie):  # noqa: F811
     a, b = losses(one), losses(four)
     assert a[0] == pytest.approx(b[0], rel=1e-10) and a[1] == pytest.approx(b[1], rel=1e-10) and a[0][2] != a[0][0]
     assert a[2] == pytest.approx(b[2]) and a[2][2] == pytest.approx(3 * a[2][0])   # operations are those of the whole world, and add up
-    model, codec, _ = load_model(four)                                        # and the export of that layout is what one process would compute
+    # and the export of that layout is what one process would compute
+    model, codec, _ = load_model(four)
     r = machine.run('optim_zero.py', 'export-hf', checkpoints(four)[0], tmp_path / 'four')
     assert r.code == 0, r.err
     assert (logits(ours(tmp_path / 'four'), IDS) - logits(model.double(), IDS)).abs().max() < 1e-5
-    [r], _ = train(machine, f'one{tie}', folder, '--max_steps=4', *more)       # the same command goes on from the checkpoint, not from the folder
+    # the same command goes on from the checkpoint, not from the folder
+    [r], _ = train(machine, f'one{tie}', folder, '--max_steps=4', *more)
     assert r.code == 0 and 'going on from' in r.out, r.err
 
 
 def test_keys_that_do_not_fit_are_named(machine, tmp_path):  # noqa: F811
     folder = write(tmp_path / 'hf', BASE, weights(BASE))
     [r], _ = train(machine, 'wrong', folder, keys=['--n_layer=4', '--n_embd=32'])
-    one_line(r, *[k for k in KEYS if k.split('=')[0] not in ('--n_layer', '--n_head', '--n_embd', '--softcap', '--norm_eps', '--rope_base')],
+    one_line(r, *[k for k in KEYS if k.split('=')[0] not in ('--n_layer', '--n_head', '--n_embd', '--softcap', '--norm_eps',
+                                                             '--rope_base')],
              '--softcap=0.0', '--norm_eps=1e-05', '--rope_base=500.0')
     [r], _ = train(machine, 'none', tmp_path / 'nowhere')
     one_line(r, 'nowhere', 'config.json')

@@ -64,8 +64,10 @@ def test_a_hand_written_document_literally():
     s = toy.shards([[('text', 'hi', 0), ('image', image), ('audio', frames), ('text', 'b'), ('ids', [sp['eot']])]])
     key = (9, 4, 2)
     b, counts = collate([[whole(s, 0)]], 16, codec, 3, [key])
-    # position                    0    1    2          3      4      5          6          7          8          9          10         11         12   (13)
-    assert b['ids'].tolist() == [[104, 105, sp['boi'], L + 1, L + 2, sp['img'], sp['img'], sp['eoi'], sp['boa'], sp['aud'], sp['aud'], sp['eoa'], 98]
+    # position                    0    1    2          3      4      5          6          7          8          9          10         11   
+    #      12   (13)
+    assert b['ids'].tolist() == [[104, 105, sp['boi'], L + 1, L + 2, sp['img'], sp['img'], sp['eoi'], sp['boa'], sp['aud'], sp['aud'],
+                                  sp['eoa'], 98]
                                  + [sp['pad']] * 3]
     assert b['pos'].tolist() == [[*range(13), 0, 0, 0]] and b['doc'].tolist() == [[0] * 13 + [-1] * 3]
     # learned ids: not 'i' (weight 0), no placeholders of patches, not <eoi> (forced), but [aud] and <eoa>
@@ -74,7 +76,8 @@ def test_a_hand_written_document_literally():
     assert b['txt_y'][:n].tolist() == [sp['boi'], L + 1, L + 2, sp['boa'], sp['aud'], sp['aud'], sp['eoa'], 98, sp['eot']]
     assert b['txt_w'].tolist() == [1] * n + [0] * (128 - n)
     pixels = torch.from_numpy(np.stack([image[:, :8].reshape(-1), image[:, 8:].reshape(-1)]) / np.float32(127.5) - 1)
-    assert b['img_i'][:2].tolist() == [4, 5] and torch.equal(b['img_y'][:2], pixels)                 # the first patch from the last header token
+    # the first patch from the last header token
+    assert b['img_i'][:2].tolist() == [4, 5] and torch.equal(b['img_y'][:2], pixels)
     assert b['xin_img_i'][:2].tolist() == [5, 6] and torch.equal(b['xin_img'][:2], pixels)
     wide = torch.zeros(2, 192)
     wide[:, :128] = torch.from_numpy(frames)
@@ -99,7 +102,8 @@ def test_past_ids_are_those_of_the_document():
     assert b['ids'].tolist() == [[98, 99, 120, 121, sp['pad'], sp['pad']]]
     assert b['past'].tolist() == [[[-1, -1], [98, -1], [-1, -1], [120, -1], [-1, -1], [-1, -1]]]
     b, _ = collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)], past=5)                     # more than the row has
-    assert b['past'].tolist() == [[[-1] * 5, [97] + [-1] * 4, [98, 97] + [-1] * 3]] and 'past' not in collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)])[0]
+    assert b['past'].tolist() == [[[-1] * 5, [97] + [-1] * 4, [98, 97] + [-1] * 3]] and 'past' not in collate([[whole(s, 0)]], 3, codec, 1,
+                                                                                                              [(1, 0, 0)])[0]
 
 
 def test_two_documents_in_a_row_and_two_rows():
@@ -232,7 +236,8 @@ def test_windows_of_long_text_reach_both_ends():
     firsts = [pack_train([s], None, 64, (1, 0, r))[0][2:] for r in range(300)]
     assert min(firsts) == (0, 64) and max(firsts) == (94 - 64, 64)
     b, _ = collate([[(s, 0, 30, 64)]], 64, codec, 1, [(1, 0, 0)])
-    assert b['ids'][0].tolist() == list(range(62, 126)) and b['txt_y'][:64].tolist() == list(range(63, 127)) and b['pos'][0].tolist() == list(range(64))
+    assert b['ids'][0].tolist() == list(range(62, 126)) and b['txt_y'][:64].tolist() == list(range(63,
+        127)) and b['pos'][0].tolist() == list(range(64))
 
 
 def test_empty_and_one_token_documents_are_harmless():
@@ -354,7 +359,8 @@ def test_shards_without_pictures_and_of_large_vocabularies(tmp_path):
     wide = Codec('bytes', n_loc=70000)                                # ids beyond 16 bits
     write_shards(tmp_path / 's', {'train': [[('text', 'no pictures'), ('ids', [wide.loc0 + 69999])]]}, wide, INFO)
     s = open_shards(tmp_path / 's', 'train', wide)
-    assert s['ids'][-1] == wide.n_vocab - 1 > 65535 and s['patch'].shape == (0, 192) and s['frame'].shape == (0, FRAME_D) and s['rc'].shape == (0, 2)
+    assert s['ids'][-1] == wide.n_vocab - 1 > 65535 and s['patch'].shape == (0, 192) and s['frame'].shape == (0,
+        FRAME_D) and s['rc'].shape == (0, 2)
     assert shard_dir('x', wide) != shard_dir('x', codec)
     b, counts = collate([[whole(s, 0)]], 16, wide, 1, [(1, 0, 0)])
     assert counts.tolist() == [11, 0, 0, 10]

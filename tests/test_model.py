@@ -81,7 +81,9 @@ def test_microbatches_with_uneven_targets_equal_one_batch(cfg):
 
 
 def test_the_loss_is_a_mean_per_modality_over_all_rows():
-    """With the weights of the training loop (float32): the mean of -log p over all text targets, of the clamped flow error over all payloads."""
+    """
+    With the weights of the training loop (float32): the mean of -log p over all text targets, of the clamped flow error over all payloads.
+    """
     cfg = ModelConfig(**TINY, z_loss=0.0)
     model, sets = muse(cfg), [toy.shards(toy.documents())]
     got, _ = gradients(model, toy.micros(sets, 1, seed=5, rows=4, micro=1, T=48))
@@ -124,7 +126,9 @@ def test_absent_modality_is_zero_and_every_parameter_is_used(cfg):
         assert not n.startswith(('image', 'audio')) or (g == 0).all(), n
 
 
-@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16), dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101)], ids=['dense', 'experts', 'tied'])
+@pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16),
+                                  dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101)],
+                                  ids=['dense', 'experts', 'tied'])
 def test_every_parameter_learns_on_a_mixed_batch(more):
     """From the true initialisation, with its zeros perturbed (behind a zero there is no gradient yet)."""
     model, rng = Muse(ModelConfig(**{**TINY, 'zero_init': True, **more})).double(), torch.Generator().manual_seed(0)
@@ -175,7 +179,8 @@ def test_packed_equals_alone(cfg):
 
 def test_packed_equals_alone_for_coordinates_at_the_border():
     model, loc = muse(), codec.loc0
-    s = toy.shards([[('ids', [65, loc + 9, 66])], [('ids', [loc + 20, loc + 30, 67])]])     # the last input of the first and the first of the second
+    # the last input of the first and the first of the second
+    s = toy.shards([[('ids', [65, loc + 9, 66])], [('ids', [loc + 20, loc + 30, 67])]])
     h, _ = hidden(model, batch([[whole(s, 0), whole(s, 1)]], 4)[0])
     h1, _ = hidden(model, batch([[whole(s, 1)]], 2)[0])
     torch.testing.assert_close(h[0, 2:4], h1[0], rtol=0, atol=1e-12)
@@ -185,7 +190,8 @@ def test_packed_equals_alone_for_coordinates_at_the_border():
 def test_no_position_sees_a_later_one(dtype):
     """Another token, patch or frame at j: hidden states before j keep their bits, those from j on change."""
     rng = np.random.default_rng(0)
-    s = toy.shards([[('text', 'ab'), ('image', rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)), ('audio', rng.standard_normal((3, 128)).astype(np.float32)),
+    s = toy.shards([[('text', 'ab'), ('image', rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)),
+                     ('audio', rng.standard_normal((3, 128)).astype(np.float32)),
                      ('text', 'cdef')]])
     T = whole(s, 0)[3]
     b, _ = batch([[whole(s, 0)]], T, dtype=dtype)
@@ -199,7 +205,8 @@ def test_no_position_sees_a_later_one(dtype):
         other = hidden(model, {**b, key: new})[0][0]
         assert torch.equal(other[:j], h[:j]), (key, j)
         assert (other[j:] != h[j:]).any(1).all(), (key, j)            # attention reaches all that follow
-    x = b['rc'].clone()                                               # own coordinates change nothing before, the next's are seen one earlier
+    # own coordinates change nothing before, the next's are seen one earlier
+    x = b['rc'].clone()
     k = int((b['rc_i'] == b['xin_img_i'][2]).nonzero()[0])
     x[k, :2] += 0.1
     j = int(b['xin_img_i'][2])
@@ -287,7 +294,8 @@ def by_the_book(model, b):
     for i, v, w in (('xin_img_i', b['xin_img'], P['image_in']), ('xin_aud_i', b['xin_aud'][:, :128], P['audio_in'])):
         x = x + torch.zeros_like(x).index_add(0, b[i], v @ w.t())
     waves = math.pi * 2.0 ** torch.arange(6, dtype=torch.float64)
-    f = torch.stack([torch.cat([(c * waves).sin(), (c * waves).cos(), torch.ones(1)]) * (c >= 0) for c in b['rc'].flatten()]).view(len(b['rc']), -1)
+    f = torch.stack([torch.cat([(c * waves).sin(), (c * waves).cos(), torch.ones(1)]) * (c >= 0)
+                     for c in b['rc'].flatten()]).view(len(b['rc']), -1)
     x = (x + torch.zeros_like(x).index_add(0, b['rc_i'], f.to(x.dtype) @ P['coord_in'].t())).view(B, T, -1)
     angle = b['pos'][:, :, None, None].float() * cfg.rope_base ** (-torch.arange(0, hd, 2).float() / hd)
     turn = torch.complex(angle.cos().double(), angle.sin().double())
@@ -433,7 +441,8 @@ def test_flow_loss_is_the_clamped_velocity_error(monkeypatch):
 def test_guidance_pushes_away_from_the_unprompted(monkeypatch):
     """x_1 = x_1(h0) + g (x_1(h) - x_1(h0)); at g = 1, or without h0, the unprompted is not asked."""
     head = flow()
-    h, h0, e = torch.ones(2, 32).double(), -torch.ones(2, 32).double(), torch.randn(2, D, generator=torch.Generator().manual_seed(0)).double()
+    h, h0, e = torch.ones(2, 32).double(), -torch.ones(2, 32).double(), torch.randn(2, D,
+                                                                                    generator=torch.Generator().manual_seed(0)).double()
     c, asked = head.cond(h), []
     def denoise(xt, t, cond):
         asked.append(torch.equal(cond, c))
@@ -449,7 +458,8 @@ def test_guidance_pushes_away_from_the_unprompted(monkeypatch):
 def test_denoise_of_draws_together_equals_each_alone():
     """The modulation shared by the draws of a position does not mix positions, draws or times."""
     head, rng = flow(), torch.Generator().manual_seed(0)
-    xt, t, h = torch.randn(3, 4, D, generator=rng).double(), torch.rand(3, 4, generator=rng).double(), torch.randn(3, 32, generator=rng).double()
+    xt, t, h = torch.randn(3, 4, D, generator=rng).double(), torch.rand(3, 4, generator=rng).double(), torch.randn(3, 32,
+                                                                                                                   generator=rng).double()
     got = head.denoise(xt, t, head.cond(h))
     for n in range(3):
         for r in range(4):
@@ -524,9 +534,12 @@ def test_experts_equal_the_dense_loop(act, top_k):
 @pytest.mark.parametrize('ff', [16, 24])
 @pytest.mark.parametrize('counts', [[3, 0, 5, 1], [0, 0, 0, 9], [0, 0, 0, 0]])
 def test_products_of_experts_without_tokens(dtype, ff, counts):
-    """Whatever kernel the type takes: the loop's values and gradients, and of an expert (or a rank) to whom nobody came, zeros, not none."""
+    """
+    Whatever kernel the type takes: the loop's values and gradients, and of an expert (or a rank) to whom nobody came, zeros, not none.
+    """
     rng = torch.Generator().manual_seed(0)
-    x, w1, w2, g = (torch.randn(*n, generator=rng).to(dtype).double() for n in ((sum(counts), 16), (4, ff, 16), (4, 16, ff), (sum(counts), 16)))
+    x, w1, w2, g = (torch.randn(*n, generator=rng).to(dtype).double() for n in ((sum(counts), 16), (4, ff, 16), (4, 16, ff), (sum(counts),
+                                                                                                                              16)))
     wide, narrow = ([t.detach().to(d, copy=True).requires_grad_() for t in (x, w1, w2)] for d in (torch.float64, dtype))
     want = torch.cat([F.relu(xe @ wide[1][i].t()) @ wide[2][i].t() for i, xe in enumerate(wide[0].split(counts))])
     got = expert_mlp(narrow[0], torch.tensor(counts), narrow[1], narrow[2], F.relu)
@@ -584,7 +597,8 @@ def test_parameters_on_paper_equal_those_there(name):
     assert p['experts'] == part('mlp.w1', 'mlp.w2')
     assert p['attention'] == part('.attn.')
     assert p['mlp'] == part('.mlp.up', '.mlp.down', '.mlp.shared', '.mlp.router')
-    assert p['embed'] == part('wte', 'before', '_in') - part('_out.')  + sum(x.numel() for n, x in model.named_parameters() if '_out.' in n and '_in' not in n)
+    assert p['embed'] == part('wte', 'before', '_in') - part('_out.')  + sum(x.numel() for n,
+        x in model.named_parameters() if '_out.' in n and '_in' not in n)
     one = 0 if not cfg.n_expert else (3 if cfg.act == 'swiglu' else 2) * cfg.n_embd * cfg.expert_ff * max(0, cfg.n_layer - cfg.dense_layers)
     idle = (cfg.n_expert - cfg.top_k) * one + p['memory'] // cfg.ngram_rows * (cfg.ngram_rows - 1)
     assert p['active'] == p['total'] - idle
@@ -595,14 +609,16 @@ def test_operations_on_paper_equal_those_counted(name):
     cfg, T = CONFIGS[name], 64
     model = Muse(cfg).double()
     b, _ = batch([pack_train([toy.shards(toy.documents())], None, T, (1, 0, r)) for r in range(2)], T, draws=3)
-    flash = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, out_shape=None, **kw: 4 * q[0] * q[1] * q[2] * k[2] * q[3]}
+    flash = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, out_shape=None,
+             **kw: 4 * q[0] * q[1] * q[2] * k[2] * q[3]}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=flash) as counted:
         for p in model.parameters():
             p.requires_grad_(False)                                   # the cross-entropy makes its gradient in the forward pass: see below
         model(b)
     paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3,
                         len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i']))
-    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd      # no matrix products
+    # no matrix products
+    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd
 
 
 def test_no_gradient_is_computed_when_none_is_wanted():
@@ -621,7 +637,8 @@ def test_no_gradient_is_computed_when_none_is_wanted():
 
 @pytest.mark.parametrize('bad, word', [
     (dict(act='gelu'), 'act=gelu'), (dict(n_embd=30), 'n_embd=30'), (dict(n_embd=12, n_head=4), 'odd'), (dict(n_kv_head=3), 'n_kv_head=3'),
-    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'), (dict(ngram=1), 'ngram=1'), (dict(smear=-1), 'smear=-1'), (dict(ngram=4, ngram_rows=0), 'ngram_rows=0')])
+    (dict(n_expert=2, top_k=3), 'top_k=3'), (dict(n_head=0), 'n_head=0'), (dict(top_k=0), 'top_k=0'), (dict(ngram=1), 'ngram=1'),
+    (dict(smear=-1), 'smear=-1'), (dict(ngram=4, ngram_rows=0), 'ngram_rows=0')])
 def test_bad_configurations_are_refused_in_one_line(bad, word):
     with pytest.raises(ValueError) as e:
         ModelConfig(**{**TINY, **bad})

@@ -115,7 +115,8 @@ def test_weight_decay_only_where_the_kind_says(muon):
     opt.step(0.01)
     for n, p in masters(opt).items():
         lr = 0.01 * (2.0 if muon else 1.0)
-        torch.testing.assert_close(p, before[n] * (1 - lr * 0.1 if n in ('a', 'square', 'one_row', 'fused', 'stack') else 1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(p, before[n] * (1 - lr * 0.1 if n in ('a', 'square', 'one_row', 'fused', 'stack') else 1), rtol=1e-12,
+                                   atol=0)
 
 def test_kinds_of_the_model():
     """What the model calls a matrix: nothing that is one-dimensional, no embedding, no output projection of ids or payloads."""
@@ -213,8 +214,11 @@ def test_muon_float32_masters_follow_the_plain_one():
 
 @pytest.mark.parametrize('micro', [2, 8])
 def test_memory_rows_follow_adagrad(micro):
-    """Against a dense loop over the rows; others keep their bits, and a step that is not finite changes nothing and leaves nothing behind."""
-    cfg = ModelConfig(vocab_size=toy.codec.n_vocab, n_layer=1, n_embd=32, flow_width=32, flow_depth=1, zero_init=False, ngram=toy.PAST + 1, ngram_rows=211)
+    """
+    Against a dense loop over the rows; others keep their bits, and a step that is not finite changes nothing and leaves nothing behind.
+    """
+    cfg = ModelConfig(vocab_size=toy.codec.n_vocab, n_layer=1, n_embd=32, flow_width=32, flow_depth=1, zero_init=False, ngram=toy.PAST + 1,
+                      ngram_rows=211)
     opt, sets = Optimizer([model := Muse(cfg)], MESH, torch.float64, lr_scale=dict(table=20.0), clip=0.01), [toy.shards(toy.documents())]
     want, total, idle = torch.zeros(3 * 211, 32, dtype=torch.float64), [0.0] * 3 * 211, set(range(3 * 211))
     for step, bad in enumerate((False, False, True, False)):
@@ -424,7 +428,8 @@ def test_a_failed_save_leaves_all_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(optim_zero, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
     path, _, _ = saved(tmp_path)
     before = {f.name: f.read_bytes() for f in path.iterdir()}
-    for owner, name, at in ((optim_zero.os, 'fsync', 1), (optim_zero.os, 'fsync', 2), (optim_zero.os, 'fsync', 3), (optim_zero.os, 'rename', 1)):
+    for owner, name, at in ((optim_zero.os, 'fsync', 1), (optim_zero.os, 'fsync', 2), (optim_zero.os, 'fsync', 3),
+                            (optim_zero.os, 'rename', 1)):
         calls, old = [], getattr(owner, name)
         def fail(*a):
             calls.append(a)
@@ -481,10 +486,12 @@ def test_nothing_is_unpickled(tmp_path):
 def test_operations_of_a_step_on_paper():
     """Those of Muon's products as torch counts them, whatever the shapes; 16 for each parameter beside."""
     from torch.utils.flop_counter import FlopCounterMode
-    model = Muse(ModelConfig(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, ff=48, act='swiglu', n_expert=3, top_k=1, image=False, audio=False), solo_mesh())
+    model = Muse(ModelConfig(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, ff=48, act='swiglu', n_expert=3, top_k=1, image=False,
+                             audio=False), solo_mesh())
     muon, adamw = (Optimizer([model], solo_mesh(), torch.float32, muon=on).flops() for on in (True, False))
     assert adamw == 16 * sum(p.numel() for p in model.parameters())
-    matrices = [m for p in model.parameters() if p.spec.kind == 'matrix' for x in (p if p.dim() == 3 else [p]) for m in x.split(p.spec.parts or len(x))]
+    matrices = [m for p in model.parameters() if p.spec.kind == 'matrix' for x in (p if p.dim() == 3 else [p])
+                for m in x.split(p.spec.parts or len(x))]
     with FlopCounterMode(display=False) as counted:
         for m in matrices:
             orthogonalise(m.detach()[None])

@@ -27,7 +27,8 @@ from data.loader import collate
 from model import build
 from optim_zero import Checkpoint, Optimizer
 from parallel import (Spec, _attend, add_messages, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear,
-                      linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient, zigzag)
+                      linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient,
+                      zigzag)
 from test_train import TINY, machine  # noqa: F401
 
 PATIENCE = 120      # seconds; those in which all processes are stopped do not count
@@ -151,7 +152,8 @@ def test_linears_in_8_bits(how, queued):
     a, b = (z.detach().float() for z in (flat, w))                      # the kernel that CUDA has: slow here, the same
     s, r = (z.abs().amax(1, keepdim=True) / 448 if rows else z.abs().max() / 448 for z in (a, b))
     s = s.clamp(min=1e-12)
-    near(torch._scaled_mm((a / s).to(e4), (b / r).to(e4).t(), scale_a=s, scale_b=r.t(), out_dtype=torch.float32).double(), y.detach().view(48, 48), 1e-5)
+    near(torch._scaled_mm((a / s).to(e4), (b / r).to(e4).t(), scale_a=s, scale_b=r.t(), out_dtype=torch.float32).double(),
+         y.detach().view(48, 48), 1e-5)
     assert float((y - F.linear(x, w)).detach().abs().max()) > 1e-3
 
 
@@ -170,7 +172,9 @@ def in_8_bits(rank, name, how):
 @pytest.mark.parametrize('name, how', [('dense tp2', 'tensorwise'), ('moe tp2 sp', 'rowwise'), ('dense tp2 pp2 zbh1', 'rowwise'),
                                        ('tied dp2 zero3 recompute', 'rowwise')])
 def test_8_bits_are_the_same_in_any_layout(name, how):
-    """Maxima are agreed on over tp, so what differs is float32 sums, and by them now and then a rounding; without 8 bits, every gradient does."""
+    """
+    Maxima are agreed on over tp, so what differs is float32 sums, and by them now and then a rounding; without 8 bits, every gradient does.
+    """
     loss, want = in_8_bits(0, name.split()[0], how)
     plain = in_8_bits(0, name.split()[0], '')[1]
     for got, grads in ranks(grid.size(grid.parse(name)), in_8_bits, name, how):

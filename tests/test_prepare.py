@@ -151,9 +151,11 @@ def test_the_wheel(tmp_path):
 
 def test_python_source_is_split_by_file(tmp_path, capsys):
     root, rng = tmp_path / 'lib', np.random.default_rng(0)
-    files = {f'{d}m{i}.py': f'# {d}{i} ' + 'x' * int(rng.integers(1, 200)) + '\n' for i in range(60) for d in ('', 'pkg/')}       # m3.py is there twice
+    # m3.py is there twice
+    files = {f'{d}m{i}.py': f'# {d}{i} ' + 'x' * int(rng.integers(1, 200)) + '\n' for i in range(60) for d in ('', 'pkg/')}
     files |= {f'p{i}/__init__.py': f'a = {i}\n' for i in range(5)}
-    left_out = {'test/a.py': 'not this\n', 'pkg/tests/b.py': 'nor this\n', 'site-packages/c.py': 'nor this\n', 'encodings/d.py': 'nor this\n', 'empty.py': '\n', 'note.txt': 'no source\n'}
+    left_out = {'test/a.py': 'not this\n', 'pkg/tests/b.py': 'nor this\n', 'site-packages/c.py': 'nor this\n',
+                'encodings/d.py': 'nor this\n', 'empty.py': '\n', 'note.txt': 'no source\n'}
     for name, text in {**files, **left_out}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -166,7 +168,8 @@ def test_python_source_is_split_by_file(tmp_path, capsys):
     assert all(len(docs) == 1 and docs[0]['w'].all() for docs in found.values())
     parts = {split: docs[0]['text'].split('<eot>') for split, docs in found.items()}
     assert all(p.pop() == '' for p in parts.values())
-    assert sorted(sum(parts.values(), [])) == sorted([*files.values(), '# -*- coding: latin-1 -*-\nname = "é"\n'])     # every file once, whole
+    # every file once, whole
+    assert sorted(sum(parts.values(), [])) == sorted([*files.values(), '# -*- coding: latin-1 -*-\nname = "é"\n'])
     assert all(parts.values()) and 2 * len(parts['train']) > len(files)
     where = {t: split for split, texts in parts.items() for t in texts}
     assert all(where[files[f'm{i}.py']] == where[files[f'pkg/m{i}.py']] for i in range(60))

@@ -138,7 +138,8 @@ def test_calculate_is_python_arithmetic():
     assert ask('calculate', expression='factorial(20) // gcd(12, 18)') == str(math.factorial(20) // 6)
 
 @pytest.mark.parametrize('s', ['9**9**8', '9**9**9**9**9', '2**4097', '(2**4000)**2', '2**4000*2**4000', 'factorial(501)',
-                               'round(7, -10**9)', '1e308*10', '10**400*1.0', 'x', '__import__', 'sqrt', '1 if 1 else 2', 'True', '1j', '(-1)**.5'])
+                               'round(7, -10**9)', '1e308*10', '10**400*1.0', 'x', '__import__', 'sqrt', '1 if 1 else 2', 'True', '1j',
+                               '(-1)**.5'])
 def test_calculate_refuses_the_rest_at_once(s):
     assert ask('calculate', expression=s).startswith('error: ')
 

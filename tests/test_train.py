@@ -517,7 +517,8 @@ def test_init_from_a_folder_survives_a_damaged_checkpoint(machine, whole, tmp_pa
     r = machine.train(tmp_path, *flags)
     assert r.code == 0 and f'going on from {tmp_path}/step_00000002' in r.out, r.err
 
-@pytest.mark.parametrize('flag', ['--n_embd=64', '--n_layer=1', '--ngram=3', '--softcap=0', '--n_expert=8', '--z_loss=0', '--flow_width=64'])
+@pytest.mark.parametrize('flag', ['--n_embd=64', '--n_layer=1', '--ngram=3', '--softcap=0', '--n_expert=8', '--z_loss=0',
+                                  '--flow_width=64'])
 def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     out = copy_of(whole, tmp_path / 'out', 4)
     key, value = flag[2:].split('=')
@@ -597,7 +598,8 @@ def test_the_log_line_has_all_and_it_adds_up(machine, tmp_path, shape):
     for m, rec in zip(lines, records, strict=True):
         s, n, loss, txt, img, aud, gnorm, lr, ms, tok, mfu, flops, gb, minutes, seconds = m.groups()
         assert int(s) == rec['step'] and n == '00020'
-        assert float(loss) == pytest.approx(float(txt) + .2 * float(img) + .5 * float(aud), abs=2e-3) == pytest.approx(rec['loss'], abs=2e-3)
+        assert float(loss) == pytest.approx(float(txt) + .2 * float(img) + .5 * float(aud), abs=2e-3) == pytest.approx(rec['loss'],
+                                                                                                                       abs=2e-3)
         assert rec['loss'] == pytest.approx(rec['txt'] + .2 * rec['img'] + .5 * rec['aud'])          # the weights are train.py's defaults
         assert float(gnorm) == pytest.approx(rec['gnorm'], abs=.006) and rec['txt'] > 0
         assert float(lr) == pytest.approx(rate(int(s) - 1, 20, 3e-3, 5, shape['decay'], shape['decay_from'], .1), rel=.06)
@@ -745,7 +747,8 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
-         ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'), ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
+         ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'),
+         ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
 
 @pytest.mark.parametrize('flags, parts', [(f, p) for f, *p in WRONG], ids=lambda v: v if isinstance(v, str) else '')
 def test_what_is_wrong_is_said_in_one_line(machine, tmp_path, flags, parts):
@@ -895,7 +898,10 @@ if __name__ == '__main__':
 
 
 def test_one_knob_sets_a_rung_of_the_ladder(machine, tmp_path):
-    """--depth: layers, heads, width, steps and the rate of AdamW, in the model and in what the checkpoint says of the run; other keys are as they were."""
+    """
+    --depth: layers, heads, width, steps and the rate of AdamW, in the model and in what the checkpoint says of the run; other keys are as
+    they were.
+    """
     r = machine.train(tmp_path / 'out', '--depth=2', '--horizon=0.05', '--muon_lr=0.01', '--lr=1e-3', '--log_every=1')
     assert r.code == 0, r.err
     [at] = checkpoints(tmp_path / 'out')

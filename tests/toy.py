@@ -16,7 +16,8 @@ def documents(n=40, seed=0):
     docs = []
     for i in range(n):
         text = bytes(rng.integers(97, 123, rng.integers(3, 12), np.uint8)).decode()
-        image = lambda: ('image', rng.integers(0, 256, (8 * rng.integers(1, 4), 8 * rng.integers(1, 4), 3)).astype(np.uint8), int(rng.random() < 0.7))
+        image = lambda: ('image', rng.integers(0, 256, (8 * rng.integers(1, 4), 8 * rng.integers(1, 4), 3)).astype(np.uint8),
+                         int(rng.random() < 0.7))
         audio = ('audio', rng.standard_normal((int(rng.integers(2, 6)), 128)).astype(np.float32), int(rng.random() < 0.7))
         doc = [[image(), ('text', text, 0)], [('text', text), image()], [audio, ('text', text)], [('text', 2 * text)],
                [image(), audio, ('text', text), image()], [('text', 9 * text, 0)]][i % 6]
@@ -29,7 +30,8 @@ def shards(docs):
     enc = [codec.encode(d) for d in docs]
     cat = lambda k: np.concatenate([e[k] for e in enc])
     at = np.cumsum([[0, 0, 0]] + [[len(e['ids']), len(e['patches']), len(e['frames'])] for e in enc], 0)
-    return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16), doc=at.astype(np.int64))
+    return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16),
+                doc=at.astype(np.int64))
 
 
 def touched(table, g=solo_mesh().dpcp):

@@ -3,9 +3,10 @@ Python source as text: the standard library of the interpreter that runs this, a
 
     python data/stdlib/prepare.py
 
-Left out: tests, installed packages, and tables made by programs (encodings, pydoc_data). Files of one name (tokenize.py is there twice) go to the
-same split, all of a split are joined by <eot> into one document, so that windows are drawn evenly over its bytes. dev is for choosing settings
-(train.py --val_split=dev), val for scoring what was chosen, test for nothing yet. Another Python has another library: meta.json names it.
+Left out: tests, installed packages, and tables made by programs (encodings, pydoc_data). Files of one name (tokenize.py is there twice) go
+to the same split, all of a split are joined by <eot> into one document, so that windows are drawn evenly over its bytes. dev is for
+choosing settings (train.py --val_split=dev), val for scoring what was chosen, test for nothing yet. Another Python has another library:
+meta.json names it.
 """
 import sys, sysconfig, tokenize
 from collections import Counter
@@ -53,7 +54,8 @@ if __name__ == '__main__':
         val, test = divide(held, 0.5, 2) if len(held) > 1 else (held, held)
         train, dev = divide(rest, share, 1)
         codec = Codec(tokenizer, n_loc)
-        docs = lambda items: [[part for i in sorted(items, key=lambda i: i['name']) for part in (('text', i['text']), ('ids', [codec.sp['eot']]))]]
+        docs = lambda items: [[part for i in sorted(items, key=lambda i: i['name'])
+                               for part in (('text', i['text']), ('ids', [codec.sp['eot']]))]]
         print(f'{len(train)} files to train, {len(dev)} dev, {len(val)} val, {len(test)} test')
         write_shards(out or shard_dir('stdlib', codec), dict(train=docs(train), dev=docs(dev), val=docs(val), test=docs(test)), codec,
                      dict(source=root or f'the standard library of Python {sys.version.split()[0]}', skipped=dict(skipped),

@@ -6,18 +6,20 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe at a tenth of the budget with each ingredient removed
 
-The baselines (config/llama_dense.py, config/llama4_style.py; their heads say how they were tuned) train for the steps that are frozen in them; the recipe
-trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without n-gram tables (config/muse.py
-config/muse_plain.py; not more parameters than the baseline) for a tenth and a third, with them (config/muse.py) for a sixtieth, a thirtieth and a tenth. Controls: a
-count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth. Every run is train.py as a process with one thread, two at a time.
+The baselines (config/llama_dense.py, config/llama4_style.py; their heads say how they were tuned) train for the steps that are frozen in
+them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without
+n-gram tables (config/muse.py config/muse_plain.py; not more parameters than the baseline) for a tenth and a third, with them
+(config/muse.py) for a sixtieth, a thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the
+tables, at a tenth. Every run is train.py as a process with one thread, two at a time.
 
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
-    ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be linear in the
+    ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be
+    linear in the
            logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
 
-The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over seeds, against
-whichever baseline is harder to beat.
+The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over
+seeds, against whichever baseline is harder to beat.
 """
 import json, math, os, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +43,11 @@ jobs = 2             # runs at a time
 configure(globals())
 
 DENSE, MOE = ['config/llama_dense.py'], ['config/llama4_style.py']
-TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3}), 'recipe + tables': (['config/muse.py'], {'1/60': 1 / 60, '1/30': 1 / 30, '1/10': .1})}
+TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3}),
+          'recipe + tables': (['config/muse.py'], {'1/60': 1 / 60, '1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
-ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu'], 'zero init': ['--zero_init=false'], 'soft-cap': ['--softcap=0.0'],
+ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu'], 'zero init': ['--zero_init=false'],
+             'soft-cap': ['--softcap=0.0'],
              'linear decay': ['--decay=cosine'], 'z-loss': ['--z_loss=0.0'], 'n-gram tables': ['--ngram=0']}
 CODEC = Codec('bytes')
 tiny = Path(input or ROOT.parent / 'shared' / 'data' / 'tinyshakespeare.txt').resolve()
@@ -65,9 +69,12 @@ def train(config, corpus, seed, steps, flags=()):
     """One run -> dict(loss in nats per byte, flops, cpu, params)."""
     total, warmup = settings(config)
     with tempfile.TemporaryDirectory(dir=tmp.name) as out:
-        cmd = [sys.executable, 'train.py', *config, *DATA[corpus], f'--max_steps={steps}', f'--warmup={max(1, round(warmup * steps / total))}', f'--seed={seed}', f'--out_dir={out}',
-               '--init_from=scratch', '--eval_docs=0', '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000', '--device=cpu', *flags]
-        r = subprocess.run(cmd, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        cmd = [sys.executable, 'train.py', *config, *DATA[corpus], f'--max_steps={steps}',
+               f'--warmup={max(1, round(warmup * steps / total))}', f'--seed={seed}', f'--out_dir={out}',
+               '--init_from=scratch', '--eval_docs=0', '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000',
+               '--device=cpu', *flags]
+        r = subprocess.run(cmd, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
+                           stdin=subprocess.DEVNULL)
         if r.returncode:
             finish(False, why=f"{' '.join(cmd[1:])}: {(r.stderr.strip().splitlines() or ['no word'])[-1]}")
         last = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')][-1]
@@ -78,14 +85,18 @@ def shards(corpus):
     return max((ROOT / 'data' / corpus).glob('shards-bytes*/meta.json'), key=lambda p: p.stat().st_mtime).parent
 
 def ngram(corpus, order=5):
-    """Nats per byte of an interpolated n-gram over bytes: Witten and Bell (1991), p = (c(h, w) + n(h) p') / (c(h) + n(h)), n(h) different bytes seen after h."""
+    """
+    Nats per byte of an interpolated n-gram over bytes: Witten and Bell (1991), p = (c(h, w) + n(h) p') / (c(h) + n(h)), n(h) different
+    bytes seen after h.
+    """
     t = time.process_time()
     s = {k: open_shards(shards(corpus), k, CODEC)['ids'].astype(np.int64) for k in ('train', 'val')}
     p = np.full(len(s['val']) - 1, 1 / CODEC.n_vocab)
     for n in range(order):                                                   # context of n bytes
         code = lambda x: sum(x[n - i:len(x) - 1 - i] * CODEC.n_vocab ** (i + 1) for i in range(n)) + x[n + 1:] if n else x[1:]
         grams, count = np.unique(code(s['train']), return_counts=True)
-        context, first, kinds = np.unique(grams // CODEC.n_vocab, return_index=True, return_counts=True) if n else (np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([len(grams)]))
+        context, first, kinds = np.unique(grams // CODEC.n_vocab, return_index=True, return_counts=True) if n else (np.zeros(1, np.int64),
+            np.zeros(1, np.int64), np.array([len(grams)]))
         total = np.add.reduceat(count, first)
         find = lambda table, x: (i := np.searchsorted(table, x).clip(max=len(table) - 1), table[i] == x)
         new = code(s['val'])
@@ -127,19 +138,22 @@ print(f'budget: {budget:.2e} operations, {scaled(steps)} steps of the dense base
 
 if ablate:
     corpus, name = corpora[0], 'recipe + tables'
-    wait = {a: [pool.submit(train, TRACKS[name][0], corpus, s, steps_for(name, .1), f) for s in range(1, seeds + 1)] for a, f in {'the recipe': [], **ABLATIONS}.items()}
+    wait = {a: [pool.submit(train, TRACKS[name][0], corpus, s, steps_for(name, .1), f) for s in range(1, seeds + 1)] for a,
+            f in {'the recipe': [], **ABLATIONS}.items()}
     print(f'\n{corpus}, {seeds} seeds, {steps_for(name, .1)} steps for all\n{"without":26}{HEAD}')
     done = {a: [f.result() for f in w] for a, w in wait.items()}
     noise = stdev(r['loss'] for r in done['the recipe']) if seeds > 1 else 0.0
     worse = {a: round(mean(r['loss'] for r in runs) - mean(r['loss'] for r in done['the recipe']), 4) for a, runs in done.items()}
     for a, runs in done.items():
-        show(a, '1/10', runs, '' if a == 'the recipe' else f"{worse[a]:+.4f}" + (f', {worse[a] / (noise * (2 / seeds) ** .5):+.1f} standard errors' if noise else ''))
+        show(a, '1/10', runs, '' if a == 'the recipe' else f"{worse[a]:+.4f}"
+             + (f', {worse[a] / (noise * (2 / seeds) ** .5):+.1f} standard errors' if noise else ''))
     finish(True, corpus=corpus, seeds=seeds, noise=round(noise, 4), worse_without=worse, minutes=round((time.time() - began) / 60, 1))
 
 wait = {}
 for corpus in corpora:
     for s in range(1, seeds + 1):
-        every = [('dense', '1', DENSE, scaled(steps)), *([('moe', '1', MOE, scaled(settings(MOE)[0]))] if moe and s == 1 else []), ('dense + tables', '1/10', WITH_TABLES, steps_for('dense + tables', .1)),
+        every = [('dense', '1', DENSE, scaled(steps)), *([('moe', '1', MOE, scaled(settings(MOE)[0]))] if moe and s == 1 else []),
+                 ('dense + tables', '1/10', WITH_TABLES, steps_for('dense + tables', .1)),
                  *((name, share, config, steps_for(name, x)) for name, (config, shares) in TRACKS.items() for share, x in shares.items())]
         for name, share, config, n in every:
             wait.setdefault((corpus, name, share), []).append(pool.submit(train, config, corpus, s, n))
@@ -154,17 +168,20 @@ for corpus in corpora:
     print(f'{"5-gram, counts only":34}{loss:9.4f}{"-":>9}{"-":>11}{cpu:8.1f}{"":23}{n:,} bytes counted')
     for (name, share), runs in done.items():
         show(name, share, runs)
-    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(mean(r['loss'] for r in runs), 4) for (name, share), runs in done.items()})
+    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(mean(r['loss'] for r in runs), 4) for (name, share),
+                                                    runs in done.items()})
     for name, (_, shares) in TRACKS.items():
         rungs = [done[name, share] for share in shares]
         if name == 'recipe' and rungs[0][0]['params'] > done['dense', '1'][0]['params']:
             ok = print(f'{name}: more parameters than dense') is not None
         for key, aim in (('flops', 10 if 'tables' in name else 2), ('cpu', 5 if 'tables' in name else 2)):
-            against = []                                                     # (ratio, bound, baseline, by seed): of the baselines the one that is harder to beat
+            # (ratio, bound, baseline, by seed): of the baselines the one that is harder to beat
+            against = []
             for base in ('dense', 'moe')[:1 + moe]:
                 each = [(r[key] / at, side) for r, *x in zip(done[base, '1'], *rungs) for at, side in [at_equal_loss(r['loss'], x, key)]]
                 sides = {side for _, side in each}
-                against.append((math.exp(mean(math.log(r) for r, _ in each)), '<' if 1 in sides else '>=' if -1 in sides else '=', base, [round(r, 2) for r, _ in each]))
+                against.append((math.exp(mean(math.log(r) for r, _ in each)), '<' if 1 in sides else '>=' if -1 in sides else '=', base,
+                                [round(r, 2) for r, _ in each]))
             ratio, bound, base, each = min(against)
             ok = ok and (good := bound != '<' and ratio >= aim)
             print(f"{name}: against {base} the ratio in {'operations' if key == 'flops' else 'CPU seconds'} is {bound} {ratio:.2f} (by seed {each}); aim {aim}: {'reached' if good else 'not reached'}")

@@ -3,8 +3,9 @@ Linears in 8 bits against bfloat16: the default job, the same batches and weight
 
     python tests/bench/fp8.py                    500 steps each, about 10 minutes on 2 cores
 
-On a CPU the operands are rounded to 8 bits and multiplied in the compute type, so this shows the numbers and not the speed. Training loss is the mean of the
-last fifth of the steps. The target: within 1% of bfloat16 (float32 where the machine has no fast bfloat16), training and validation.
+On a CPU the operands are rounded to 8 bits and multiplied in the compute type, so this shows the numbers and not the speed. Training loss
+is the mean of the last fifth of the steps. The target: within 1% of bfloat16 (float32 where the machine has no fast bfloat16), training and
+validation.
 """
 import json
 import subprocess
@@ -24,7 +25,8 @@ configure(globals())
 
 def run(fp8, out):
     """-> dict(train=..., and of the validation: txt, img, aud)."""
-    done = subprocess.run([sys.executable, 'train.py', f'--fp8={fp8}', f'--max_steps={steps}', '--log_every=1', '--skills=0', '--save_every=0',
+    done = subprocess.run([sys.executable, 'train.py', f'--fp8={fp8}', f'--max_steps={steps}', '--log_every=1', '--skills=0',
+                           '--save_every=0',
                            f'--out_dir={out}', '--init_from=scratch', *flags.split()], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-1000:] + done.stderr[-1000:])
@@ -32,7 +34,8 @@ def run(fp8, out):
         sys.exit(1)
     rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
     val, = (v for r in rows for v in r.get('val', {}).values())
-    return dict(train=mean(r['loss'] for r in rows if r.get('step', 0) > .8 * steps and 'loss' in r), **{k: val[k] for k in ('txt', 'img', 'aud')})
+    return dict(train=mean(r['loss'] for r in rows if r.get('step', 0) > .8 * steps and 'loss' in r),
+                **{k: val[k] for k in ('txt', 'img', 'aud')})
 
 
 print(f'{"":12s} ' + ' '.join(f'{k:>16s}' for k in ('train', 'val txt', 'val img', 'val aud')))

@@ -5,9 +5,9 @@ Tokens per second of two processes in each layout, beside two processes that hav
     python tests/bench/layout_speed.py --these="dense tp2 sp; dense dp2 zero3" --rounds=8
 
 Two processes of one thread on Gloo, float32, text: 6 layers of width 384, 6 heads, rows of 256, where matrix products are most of a step
-(MoE: 4 experts, 2 of them for a token). In every round both processes make one step alone, each on half of the rows, and then one step together in
-each layout on all rows, so other load of the machine meets all alike. A step is forward, backward, reduction, clipping, AdamW. The figure of a
-layout is the median over the rounds of (seconds alone / seconds together), the slower process counting for both.
+(MoE: 4 experts, 2 of them for a token). In every round both processes make one step alone, each on half of the rows, and then one step
+together in each layout on all rows, so other load of the machine meets all alike. A step is forward, backward, reduction, clipping, AdamW.
+The figure of a layout is the median over the rounds of (seconds alone / seconds together), the slower process counting for both.
 
 Target: at least 85% for dp2, tp2, pp2, cp2 and ep2.
 """
@@ -52,7 +52,8 @@ def stepper(layout, mesh):
     none, batches, n = dict.fromkeys(('img_i', 'aud_i', 'img_w', 'aud_w'), torch.zeros(0, dtype=torch.long)), [], size * len(cols)
     for _ in range(mine // size):
         x = torch.randint(V, (size, block + 1), generator=gen)
-        batches.append(dict(none, ids=x[:, :-1][:, cols].contiguous(), doc=torch.zeros(size, block, dtype=torch.long), pos=cols.expand(size, -1),
+        batches.append(dict(none, ids=x[:, :-1][:, cols].contiguous(), doc=torch.zeros(size, block, dtype=torch.long),
+                            pos=cols.expand(size, -1),
                             txt_i=torch.arange(n), txt_y=x[:, 1:][:, cols].flatten(), txt_w=torch.full((n,), 1 / (rows * block)),
                             kind=torch.zeros(size, len(cols), dtype=torch.long)))
     todo = add_messages(schedule(layout['schedule'], 2, len(batches)), len(batches))[mesh.pp.rank] if mesh.pp.size > 1 else None

@@ -1,16 +1,16 @@
 """
-Can the loss of a model be told before it is paid for? A ladder of sizes from one knob (train.py --depth), a power law through the small rungs, the largest
-rung predicted, then trained.
+Can the loss of a model be told before it is paid for? A ladder of sizes from one knob (train.py --depth), a power law through the small
+rungs, the largest rung predicted, then trained.
 
     python tests/bench/scaling.py                           depths 2 to 6, some 6 minutes on 2 cores
     python tests/bench/scaling.py --depths=2,3,4,5,6,7      longer
     python tests/bench/scaling.py --config=config/llama_dense.py
 
-L(C) = E + A C^-alpha over the operations of training (Hoffmann et al. 2022, the frontier of their approach 3): for each E on a grid ln(L - E) is a line in
-ln C; of the grid that E is taken whose line fits best, in squares of relative error of L. Rungs are the mean of `seeds` runs, those that cost less than a
-tenth of the largest of three times as many. The picture shows rungs, law and prediction, the excess over E in logarithms. Where out-rl*/metrics.jsonl
-hold evaluations of rl.py, the solve rate against the logarithm of the tokens drawn is treated likewise: a line through the first 60%, then the rest.
-The last line is JSON; ok: the largest is predicted within 2%.
+L(C) = E + A C^-alpha over the operations of training (Hoffmann et al. 2022, the frontier of their approach 3): for each E on a grid ln(L -
+E) is a line in ln C; of the grid that E is taken whose line fits best, in squares of relative error of L. Rungs are the mean of `seeds`
+runs, those that cost less than a tenth of the largest of three times as many. The picture shows rungs, law and prediction, the excess over
+E in logarithms. Where out-rl*/metrics.jsonl hold evaluations of rl.py, the solve rate against the logarithm of the tokens drawn is treated
+likewise: a line through the first 60%, then the rest. The last line is JSON; ok: the largest is predicted within 2%.
 """
 import json, math, os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +38,10 @@ def finish(ok, **figures):
 def train(depth, seed, flags=(), dataset=dataset):
     """-> (operations, loss in nats per byte, CPU seconds, parameters, steps)"""
     with tempfile.TemporaryDirectory() as folder:
-        r = subprocess.run([sys.executable, 'train.py', *config.split('+'), f'--depth={depth}', f'--horizon={horizon}', f'--seed={seed}', f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
-                            '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000', '--device=cpu', *flags], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        r = subprocess.run([sys.executable, 'train.py', *config.split('+'), f'--depth={depth}', f'--horizon={horizon}', f'--seed={seed}',
+                            f'--dataset={dataset}', f'--out_dir={folder}', '--init_from=scratch', '--eval_docs=0',
+                            '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000', '--device=cpu', *flags], cwd=ROOT,
+                            env={**os.environ, 'OMP_NUM_THREADS': '1'},
                            stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if r.returncode:
             finish(False, why=f"depth {depth}: {(r.stderr.strip().splitlines() or ['no word'])[-1]}")
@@ -76,7 +78,8 @@ def picture(C, L, law, predicted):
     d = ImageDraw.Draw(im)
     lx, ly = np.log10(C), np.log10(np.maximum(np.array(L) - E, 1e-6))
     x0, x1, y0, y1 = lx[0] - .3, lx[-1] + .3, ly.min() - .1, ly.max() + .1
-    at = lambda c, excess: (left + (math.log10(c) - x0) / (x1 - x0) * (W - left - 30), H - 50 - (math.log10(excess) - y0) / (y1 - y0) * (H - 50 - top))
+    at = lambda c, excess: (left + (math.log10(c) - x0) / (x1 - x0) * (W - left - 30),
+                            H - 50 - (math.log10(excess) - y0) / (y1 - y0) * (H - 50 - top))
     d.rectangle((left, top, W - 30, H - 50), outline='black')
     for e in range(math.ceil(x0), math.floor(x1) + 1):
         x = at(10 ** e, 10 ** y0)[0]
@@ -95,7 +98,10 @@ def picture(C, L, law, predicted):
     im.save(ROOT / out)
 
 def rl_fit(path):
-    """Solve rate on held-out problems against ln(tokens drawn so far) of a run of rl.py: a line through the first 60% -> its worst error on the rest; None: too few."""
+    """
+    Solve rate on held-out problems against ln(tokens drawn so far) of a run of rl.py: a line through the first 60% -> its worst error on
+    the rest; None: too few.
+    """
     points, drawn = {}, 0
     for r in map(json.loads, open(path)):
         drawn += r.get('tokens', 0)
@@ -110,7 +116,8 @@ def rl_fit(path):
 began, sizes = time.time(), [int(d) for d in depths.split(',')]
 if len(sizes) < 5 or sizes != sorted(set(sizes)):
     finish(False, why=f'depths={depths}: at least five, the smallest first')
-train(sizes[0], 1, ['--horizon=1e-9'])                                       # makes the data set before two want it at once, and warms the files
+# makes the data set before two want it at once, and warms the files
+train(sizes[0], 1, ['--horizon=1e-9'])
 pool, done = ThreadPoolExecutor(jobs), {}
 cost = lambda d: d ** 6                                                      # parameters and tokens both grow with the third power
 runs = {d: [pool.submit(train, d, s) for s in range(1, 1 + seeds * (3 if cost(d) < cost(sizes[-1]) / 10 else 1))] for d in sizes[:-1]}
@@ -135,5 +142,6 @@ rl = {p.parent.name: round(e, 3) for p in sorted(ROOT.glob('out-rl*/metrics.json
 for name, e in rl.items():
     print(f'{name}: solve rate against ln(tokens drawn), from the first 60% of the evaluations: the rest within {e:.3f}')
 print(f'{out}: the picture')
-finish(abs(error) <= .02, depths=sizes, flops=[float(f'{c:.3e}') for c in (*C, C1)], loss=[round(float(v), 4) for v in (*L, L1)], law=dict(E=round(E, 4), A=round(A, 4), alpha=round(alpha, 4)),
+finish(abs(error) <= .02, depths=sizes, flops=[float(f'{c:.3e}') for c in (*C, C1)], loss=[round(float(v), 4) for v in (*L, L1)],
+       law=dict(E=round(E, 4), A=round(A, 4), alpha=round(alpha, 4)),
        predicted=round(predicted, 4), error=round(error, 4), rl=rl, minutes=round((time.time() - began) / 60, 1))

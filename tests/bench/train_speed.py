@@ -4,12 +4,12 @@ Tokens per second of one training step, and its share of the machine's matrix-pr
     python tests/bench/train_speed.py --peer=DIR             DIR: a checkout of nanoGPT; about 8 minutes on 2 cores
     python tests/bench/train_speed.py --only=6x384 --steps=5
 
-One process. In each round every side makes one step (forward, backward, clipping, AdamW; ours reduces and publishes too) on random text, and one
-large matrix product of each type is timed: sides alternate, so other load of the machine meets all alike. The figure is the median; the peak is
-the best product. Same sizes on both sides: layers x width, heads of 64 (4x128: 32), 65 ids, block and rows as the table says; nothing is compiled
-in `float32` and `peer`. Ours has relu^2, rotary positions and QK-norm where nanoGPT has GELU, learned positions and LayerNorm with an untied
-head of its own. `best` is ours in bfloat16 if the machine multiplies it fast. Operations are those of matrix products (model.count_flops, three
-times), for both sides alike.
+One process. In each round every side makes one step (forward, backward, clipping, AdamW; ours reduces and publishes too) on random text,
+and one large matrix product of each type is timed: sides alternate, so other load of the machine meets all alike. The figure is the median;
+the peak is the best product. Same sizes on both sides: layers x width, heads of 64 (4x128: 32), 65 ids, block and rows as the table says;
+nothing is compiled in `float32` and `peer`. Ours has relu^2, rotary positions and QK-norm where nanoGPT has GELU, learned positions and
+LayerNorm with an untied head of its own. `best` is ours in bfloat16 if the machine multiplies it fast. Operations are those of matrix
+products (model.count_flops, three times), for both sides alike.
 
 Targets: float32 at least the peer's tokens per second at 4x128 and 6x384; best at least twice at 6x384; at 12x768 60% of the peak.
 """
@@ -55,7 +55,8 @@ def ours(layers, width, heads, block, rows, micro, dtype):
     ids = torch.randint(V, (rows // micro, micro, block + 1))
     none = dict.fromkeys(('img_i', 'aud_i', 'img_w', 'aud_w'), torch.zeros(0, dtype=torch.long))
     batches = [dict(none, ids=x[:, :-1].contiguous(), doc=torch.zeros(micro, block, dtype=torch.long), txt_i=torch.arange(n),
-                    txt_y=x[:, 1:].flatten(), txt_w=torch.full((n,), 1 / (rows * block)), pos=torch.arange(block).expand(micro, -1)) for x in ids]
+                    txt_y=x[:, 1:].flatten(), txt_w=torch.full((n,), 1 / (rows * block)), pos=torch.arange(block).expand(micro, -1))
+                    for x in ids]
 
     def step():
         opt.start(len(batches))
@@ -118,8 +119,10 @@ for name, (layers, width, heads, block, rows, micro, rounds) in SIZES.items():
     for k, t in mid.items():
         peak = 2 * 1024 ** 3 / products[torch.bfloat16 if k == 'best' else torch.float32]
         ratio = mid['peer'] / t if peer else None
-        table[f'{name} {k}'] = dict(ms=round(1000 * t, 1), tokens_s=round(rows * block / t), peak=round(work / t / peak, 3), ratio=ratio and round(ratio, 2))
-        print(f'{name:8s} {block:6d} {rows:5d} {k:10s} {1000 * t:8.1f} {rows * block / t:9,.0f} {work / t / peak:8.0%} ' + (f'{ratio:10.2f}' if peer else ''), flush=True)
+        table[f'{name} {k}'] = dict(ms=round(1000 * t, 1), tokens_s=round(rows * block / t), peak=round(work / t / peak, 3),
+                                    ratio=ratio and round(ratio, 2))
+        print(f'{name:8s} {block:6d} {rows:5d} {k:10s} {1000 * t:8.1f} {rows * block / t:9,.0f} {work / t / peak:8.0%} '
+              + (f'{ratio:10.2f}' if peer else ''), flush=True)
     if peer and name != '12x768':
         ok &= table[f'{name} float32']['ratio'] >= 1 and (name != '6x384' or not FAST or table[f'{name} best']['ratio'] >= 2)
     if name == '12x768':

@@ -13,7 +13,7 @@ a position per step, on one contiguous KV cache; the place of a row that ended g
 prompt that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so
 neighbours, order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import ctypes, math, os, shutil, sys, time
+import ctypes, math, os, shutil, signal, sys, time
 from collections import Counter, deque
 from contextlib import redirect_stdout
 from json import dumps
@@ -862,6 +862,7 @@ if __name__ == '__main__':
         die(e)
     except KeyboardInterrupt:
         sys.exit(130)
+    signal.signal(signal.SIGINT, signal.default_int_handler)           # a shell may have started us with Ctrl-C ignored
     say('A question, or /image FILE, /audio FILE, /agents N, /new, /quit. Ctrl-C ends an answer.')
     doc, turns = None, 0
     while True:

@@ -842,7 +842,7 @@ if __name__ == '__main__':
         extra['seconds'] = round(time.monotonic() - began, 3)
         for i, r in enumerate(results):
             files = write(r, f'{name}_{i}')
-            say(*[f'[{i}] {r["text"]}'] * (n > 1), *files, sep='\n', end='\n' * bool(n > 1 or files))
+            say(*[f'[{i}] {clean(r["text"])}'] * (n > 1), *files, sep='\n', end='\n' * bool(n > 1 or files))
             if json and rank == 0:
                 print(dumps(dict(answer=report(codec, r['ids']), text=r['text'], files=files, positions=len(r['ids'])) | extra), flush=True)
         if agents:

@@ -497,9 +497,8 @@ class Decoder:
                 qkv[:len(a.q)] *= model.cfg.hd ** -0.5             # of the scores
             else:
                 gain = torch.cat((a.gain.expand(a.nh, -1) * model.cfg.hd ** -0.5, torch.ones_like(a.gain).expand(a.nkv, -1)))
-            if isinstance(m, MLP):                                 # up (C, ff), of swiglu (2, C, ff); down (ff, C)
-                up = (m.up * b.norm2.gain).view(-1, *m.down.t().shape).transpose(1, 2)
-                m = (up if len(up) > 1 else up[0]).contiguous(), m.down.t().contiguous()
+            if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
+                m = (m.up * b.norm2.gain).t().contiguous(), m.down.t().contiguous()
             return qkv.t().contiguous(), gain, a.out.t().contiguous(), m, b.norm2.gain.clone()
         self.model = model
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
@@ -572,7 +571,7 @@ class Decoder:
             mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
         (cos, sin), x = self.turn[pos.flatten()].unbind(1), x.reshape(B * T, C)
-        eps = torch.full((), 1e-6, dtype=torch.promote_types(x.dtype, torch.float32), device=dev)
+        eps = torch.full((), cfg.norm_eps, dtype=torch.promote_types(x.dtype, torch.float32), device=dev)
         seen = self.kv[:, :, :B, :, :S].flatten(2, 3).unbind() if rows is None else [None] * L     # a view: B is all, or the first of all
 
         def rms(x):                                                # as _RMSNorm without gain, in the fewest operations
@@ -595,8 +594,13 @@ class Decoder:
             y = torch.bmm(y.softmax(-1), v)
             x = add(x, y.view(B, nkv, T, rep, hd).transpose(1, 2).reshape(B * T, nh * hd) if T > 1 else y.view(B, nh * hd), out)
             if isinstance(mlp, tuple):
-                h = rms(x) @ mlp[0]
-                x = add(x, h.relu_().square_() if cfg.act == 'relu2' else F.silu(h[0], inplace=True).mul_(h[1]), mlp[1])
+                h = torch.mm(rms(x), mlp[0])
+                if cfg.act == 'relu2':
+                    h.relu_().square_()
+                else:
+                    gate, up = h.chunk(2, 1)
+                    h = F.silu(gate) * up
+                x = add(x, h, mlp[1])
             else:                                                  # experts: the tokens are split over tp
                 y = F.pad(rms(x) * gain2, (0, 0, 0, -B * T % g.size))[None]
                 y = self.model.around(f'blocks.{i}', mlp, my_slice(y, g, 1) if mlp.mesh.sp else y, {})

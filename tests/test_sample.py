@@ -26,7 +26,7 @@ from test_parallel import ranks
 from toy import codec
 
 sp, L, V = codec.sp, codec.loc0, codec.n_vocab
-TINY = dict(vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
+TINY = dict(vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False, norm_eps=.01)
 INF = float('inf')
 ROOT = Path(__file__).resolve().parents[1]
 

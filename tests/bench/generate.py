@@ -89,8 +89,9 @@ def llama():
 
 def transformers(n, sample=True):
     began, x = time.perf_counter(), ids[:n]
+    never = [codec.sp[k] for k in ('img', 'eoi', 'aud', 'eoa', 'pad', 'boi', 'boa')]       # which our grammar would not let it say
     out = net.generate(x, attention_mask=torch.ones_like(x), do_sample=sample, max_new_tokens=new, min_new_tokens=new, pad_token_id=0,
-                       **(dict(temperature=1.0, top_k=0) if sample else {}))
+                       **(dict(temperature=1.0, top_k=0) if sample else dict(suppress_tokens=never)))
     return time.perf_counter() - began, out[:, prompt:].tolist()
 
 def gpt():

@@ -38,7 +38,8 @@ def document(i, split, codec, seed=0, most=7, p_edit=p_edit):
         before, request, after, _ = O.edit(rng, rng.choice(O.EDITS), codec, held)
         return [*ask(codec, request, [('image', before, 0)]), ('image', after), eot]
     sc, pairs = O.scene(rng, held), {}
-    for kind in rng.sample([*O.QUESTIONS] * 2, 2 * len(O.QUESTIONS)):
+    kinds = [*O.QUESTIONS, 'what'] * 2                                  # shapes are learned last
+    for kind in rng.sample(kinds, len(kinds)):
         found = O.QUESTIONS[kind](rng, sc, codec)
         if found and len(pairs) < most:
             pairs[tuple(found[0])] = found[1]

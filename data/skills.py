@@ -14,10 +14,11 @@ from sample import Engine, score, turn
 MADE = 'draw play say recolour remove add'.split()                      # skills whose answer is a picture or a sound
 
 
-def table(net, codec, folders, n, say=print):
+def table(net, codec, folders, n, say=print, keep=None, only=()):
     """
     net and codec of sample.load_model, folders {data set: its shards}, n cases of each skill.  Says a line for each; yields
-    dict(data, skill, score, blind: percent, None where there is no such control, cases).
+    dict(data, skill, score, blind: percent, None where there is no such control, chance, cases). keep(data set, skill, problems, results)
+    is called with what was answered with open eyes; only: these skills, if any are named.
     """
     empty = codec.encode(turn(codec, ''))
     say(f'{"skill":>12s}   sighted   blind  chance  cases')
@@ -25,7 +26,8 @@ def table(net, codec, folders, n, say=print):
         if not (Path(__file__).parent / name / 'task.py').is_file():
             continue
         task = import_module(f'data.{name}.task')
-        for skill in task.SKILLS:
+        for skill in (k for k in task.SKILLS if not only or k in only):
+            seen = keep and (lambda ps, results: keep(name, skill, ps, results))
             try:
                 ps = task.problems(skill, n, codec, shards=folder)
             except BadInput:                                           # nothing of the kind was prepared
@@ -33,16 +35,19 @@ def table(net, codec, folders, n, say=print):
             if ps and ps[0].get('choices'):
                 right = chosen(net, codec, ps)
             else:
-                right = [answered(net, codec, task, ps, blind, empty) for blind in ((False,) if skill in MADE else (False, True))]
+                right = [answered(net, codec, task, ps, False, empty, keep=seen)]
+                right += [] if skill in MADE else [answered(net, codec, task, ps, True, empty)]
             blind = f'{right[1]:6.1f}%' if len(right) > 1 else '      -'
             say(f'{skill:>12s}   {right[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
-            yield dict(data=name, skill=skill, score=right[0], blind=right[1] if len(right) > 1 else None, cases=len(ps))
+            yield dict(data=name, skill=skill, score=right[0], blind=right[1] if len(right) > 1 else None,
+                       chance=100 * ps[0]['chance'], cases=len(ps))
             if ps and 'thought' in ps[0]:
                 pairs = [(p, q) for p in ps if (q := task.stranger(p, ps))]
                 for word, thoughts in (('given', [p['thought'] for p, _ in pairs]), ('swapped', [q['thought'] for _, q in pairs])):
                     right = answered(net, codec, task, [p for p, _ in pairs], False, empty, thoughts) if pairs else 0.0
                     say(f'{word:>12s}   {right:6.1f}% {"      -"} {100 * ps[0]["chance"]:6.1f}% {len(pairs):6d}')
-                    yield dict(data=name, skill=f'{skill} {word}', score=right, blind=None, cases=len(pairs))
+                    yield dict(data=name, skill=f'{skill} {word}', score=right, blind=None, chance=100 * ps[0]['chance'],
+                               cases=len(pairs))
 
 
 def chosen(net, codec, ps):
@@ -56,10 +61,10 @@ def chosen(net, codec, ps):
             for s in ((seen - unseen) / size, unseen / size)]
 
 
-def answered(net, codec, task, ps, blind, empty, thoughts=()):
+def answered(net, codec, task, ps, blind, empty, thoughts=(), keep=None):
     """
     Percent right, by the task's own judge, of greedy answers; pictures and sounds asked for are made with guidance. thoughts: what each of
-    the problems ps goes on from, as if the model had said it.
+    the problems ps goes on from, as if the model had said it. keep(ps, results) gets what was made.
     """
     made, ask = ps[0]['skill'] in MADE, getattr(task, 'on_stop', None)
     engine = Engine(net, codec, rows=100, guide=1.5 if made else 1.0, unprompted=empty if made else None, blind=blind,
@@ -69,4 +74,6 @@ def answered(net, codec, task, ps, blind, empty, thoughts=()):
     engine.run()
     for r in rows:
         r.result['audio'] = [unmel(f) for f in r.result['audio']]
+    if keep:
+        keep(ps, [r.result for r in rows])
     return 100 * float(np.mean([task.verify(p, r.result) for p, r in zip(ps, rows)]))

@@ -1,8 +1,12 @@
 """data/charts, data/objects, data/visual: answers recounted from the pixels, judges, what is held out, floors, thoughts in the engine."""
 import random
 import re
+import subprocess
+import sys
 import zlib
 from collections import Counter, defaultdict
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import sample
 from data import skills
 from data.charts import charts as G, prepare as GP, task as GT
 from data.codec import Codec, unpatchify
+from data.loader import open_shards
 from data.objects import objects as O, prepare as OP, task as OT
 from data.scenes import scenes as S
 from data.visual import prepare as VP, task as VT, visual as V
@@ -251,6 +256,20 @@ def test_documents_are_what_the_script_says(name):
             if speaker and t != C.sp['eoi']:
                 assert w == int(speaker == C.sp['assistant'] and t != speaker and not inserted), text
     assert len(used) == len(forms)
+
+GENERATED = 'chain charts countdown lookup objects peek point pytool scenes signs spawn twice visual'.split()
+
+@pytest.mark.parametrize('name', GENERATED)
+def test_shards_hold_the_split_they_are_named_after(name, tmp_path):
+    """What prepare.py writes as `train` are training documents: a loop variable bound late once made them all those of `val`."""
+    ROOT = Path(skills.__file__).parents[1]
+    subprocess.run([sys.executable, ROOT / 'data' / name / 'prepare.py', '--n_train=3', '--n_val=2', f'--out={tmp_path / "out"}'], check=True)
+    document = import_module(f'data.{name}.prepare').document
+    for split, n in (('train', 3), ('val', 2)):
+        s = open_shards(tmp_path / 'out', split, C)
+        made = [C.encode(document(i, split, C)) for i in range(n)]
+        for key, k in (('ids', 'ids'), ('patch', 'patches'), ('w', 'w')):
+            assert np.array_equal(s[key], np.concatenate([d[k] for d in made])), (split, key)
 
 @pytest.mark.parametrize('name', SETS)
 def test_documents_depend_on_seed_split_and_number_only(name):

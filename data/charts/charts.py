@@ -18,7 +18,7 @@ from data.scenes.scenes import COLOURS, PALETTE
 KINDS = ['bar', 'line', 'pie', 'scatter']
 NAMES = 'ant bee cat dog elk fox hen owl pig rat'.split()
 TITLES = 'rain sales heat speed cost visits'.split()
-SIZES = [(96, 96)] * 5 + [(96, 128), (128, 96), (128, 128), (160, 160)]               # height, width
+SIZES = [(96, 96)] * 12 + [(96, 128), (128, 96), (128, 128), (160, 160)]              # height, width
 STEPS = [2, 10, 40, 100, 200, 400]                                                    # between two grid lines
 TRENDS = ['up', 'flat', 'down']
 INK, GRID, WHITE = (40, 40, 40), (215, 215, 215), (252, 252, 252)

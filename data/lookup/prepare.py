@@ -53,5 +53,5 @@ if __name__ == '__main__':
     configure(globals())
     with guard('lookup'):
         codec = Codec(tokenizer, n_loc)
-        docs = {s: (document(i, s, codec) for i in range(n)) for s, n in (('train', n_train), ('val', n_val))}
+        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', n_train), ('val', n_val))}
         write_shards(out or shard_dir('lookup', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))

@@ -15,7 +15,7 @@ from data.scenes.scenes import COLOURS, PALETTE, locs
 KINDS = S.SHAPES + ['diamond', 'tee']
 TEXTURES = ['plain', 'plain', 'striped', 'dotted', 'checked']
 SHADE = .78                                                             # of the dark part of a texture
-SIZES = [(64, 64)] * 6 + [(64, 96), (96, 64), (96, 96), (96, 96), (128, 128), (160, 160)]        # height, width
+SIZES = [(64, 64)] * 15 + [(64, 96), (96, 64), (96, 96), (128, 128), (160, 160)]                 # height, width
 
 # x, y: upper left corner, in pixels; tone: what each channel is off by
 Obj = namedtuple('Obj', 'colour kind texture x y w h tone')

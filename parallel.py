@@ -871,12 +871,6 @@ def schedule(name, pp, m, v=1):
         lists.append(todo + [('W', 0, mb) for mb in range(max(m - rank, 0), m) if split])
     return lists
 
-def bubble_theory(name, pp, m, v=1, F=1, B=1, W=1):
-    """Idle time of each rank, stages even, messages free. F, B, W: time of one microbatch on one rank, all its chunks.
-    ZB-H1: (pp-1)(F+B-W) for W <= B, m >= pp, as in the paper; exact where W <= F and W <= B, else at least this."""
-    zb = (pp - 1) * F + max(0, (pp - 1) * B - (min(pp, m) - 1) * W)
-    return zb if name == 'zbh1' else (pp - 1) * (F + B + W) / v
-
 def message(act, rank, pp):
     """A SEND or RECV of a rank -> source rank, destination rank, whose output it is: (F or B, global stage, mb)."""
     kind, c, mb = act
@@ -955,19 +949,6 @@ def simulate(lists, m, v=1, F=1, B=1, W=1, comm=0, scale=None, serial=False, mes
     peak = [max(accumulate({'F': 1, 'B': 0}.get(kind, -1) for kind, *_ in row)) for row in timeline]
     return dict(makespan=max(now), idle=idle, peak=peak, timeline=timeline)
 
-def chart(ran):
-    """simulate's result as text, a line per rank: F3, B3, W3 of microbatch 3 (v > 1: chunk a, b, ...), - on, . idle."""
-    acts, lines = [act for row in ran['timeline'] for act in row], []
-    unit, chunks = min(end - start for *_, start, end in acts), max(c for _, c, *_ in acts)
-    width = len(f'F{max(mb for _, _, mb, *_ in acts)}') + (chunks > 0)
-    for rank, row in enumerate(ran['timeline']):
-        cells = [f'rank {rank:<2}']
-        for kind, c, mb, start, end in row:
-            a, b, name = int(start / unit + .5), int(end / unit + .5), f'{kind[0]}{mb}' + chr(97 + c) * (chunks > 0)
-            cells += ['.' * width] * (a + 1 - len(cells)) + [name.ljust(width)] + ['-' * width] * (b - a - 1)
-        lines.append(' '.join(cells))
-    return '\n'.join(lines)
-
 def split_layers(n_layer, stages, embed_cost=0, head_cost=0):
     """[(start, stop)] of every stage's layers, at least one each, so that the largest stage cost is the least possible.
     Costs in layers: the first stage has the embedding's on top, the last the heads'. ValueError: too few layers."""
@@ -980,32 +961,6 @@ def split_layers(n_layer, stages, embed_cost=0, head_cost=0):
                           for a, (top, total, ranges) in best.items() if a < stop)
                 for stop in range(s + 1, n_layer - stages + s + 2)}
     return best[n_layer][2]
-
-def schedule_command(argv):
-    """python parallel.py schedule --name=1f1b --pp=4 --m=8 --v=1: prints chart, idle time and theory, live activations.
-    F, B, W, comm as in simulate; layers > 0: stages take time as their layers, with embed and head on top, do."""
-    k = dict(name='1f1b', pp=4, m=8, v=1, F=1.0, B=1.0, W=1.0, comm=0.0, layers=0, embed=0.0, head=0.0)
-    try:
-        for arg in argv:
-            key, _, value = arg.removeprefix('--').partition('=')
-            if key not in k or f'--{key}={value}' != arg:
-                raise ValueError(f'{arg} is not known, take ' + ' '.join(f'--{x}={y}' for x, y in k.items()))
-            k[key] = type(k[key])(value)
-        name, pp, m, v, *times, comm, layers, embed, head = k.values()
-        if not all(.001 <= x <= 1000 for x in times) or not all(0 <= x <= 1000 for x in (comm, layers, embed, head)):
-            raise ValueError('F, B, W must be .001 to 1000, comm, layers, embed, head 0 to 1000')
-        lists, costs = add_messages(schedule(name, pp, m, v), m, v), [1] * pp * v
-        if layers:
-            costs = [stop - start for start, stop in split_layers(layers, pp * v, embed, head)]
-            print('layers per stage:', *costs)
-            costs[0] += embed
-            costs[-1] += head
-        ran = simulate(lists, m, v, *times, comm, lambda kind, stage, mb: costs[stage] / sum(costs) * len(costs))
-    except ValueError as e:
-        raise SystemExit(f'schedule {" ".join(argv)}: {e}')
-    print(chart(ran) + f'\nmakespan {ran["makespan"]:.6g} | idle per rank ' + ' '.join(f'{x:.6g}' for x in ran['idle'])
-          + f' ({sum(ran["idle"]) / pp / ran["makespan"]:.1%}), in theory {bubble_theory(name, pp, m, v, *times):.6g}'
-          + ' | peak live activations per rank ' + ' '.join(map(str, ran['peak'])) + ' microbatch-chunks')
 
 
 def run_pipeline(todo, models, micros, mesh, shape, dtype, device):
@@ -1087,10 +1042,8 @@ def forward_only(models, b, mesh, shape, dtype, device):
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['schedule']:
-        schedule_command(sys.argv[2:])
-    elif sys.argv[1:2] == ['plan']:
-        from data.layouts import plan_command
-        plan_command(sys.argv[2:])
-    else:
+    from data.layouts import plan_command, schedule_command
+    command = dict(plan=plan_command, schedule=schedule_command).get(' '.join(sys.argv[1:2]))
+    if not command:
         sys.exit('usage: python parallel.py schedule [--name=1f1b --pp=4 --m=8 --v=1 ...] | plan --model=config/x.py --gpus=8 --gpu=h100')
+    command(sys.argv[2:])

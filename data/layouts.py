@@ -1,5 +1,5 @@
 """
-The command `python parallel.py plan`: every layout of a model on a cluster, the best ones listed, and why the others fall out.
+The commands of parallel.py. plan: every layout of a model on a cluster, the best ones listed, and why the others fall out.
 
     python parallel.py plan --model=config/dense_7b.py --gpus=8 --gpu=h100
     python parallel.py plan --model=config/moe_30b.py --gpus=512 --gpu=b200 --top=5 --png=plan.png
@@ -7,7 +7,9 @@ The command `python parallel.py plan`: every layout of a model on a cluster, the
     python parallel.py plan --model=config/dense_405b.py --gpus=1024 --simulate=true --spread=0.02       the best layout, event by event
 
 Keys of train.py may follow, as for train.py; a key of the layout given there (--tp=8) holds for all layouts. The layout that the file
-itself sets gets a line of its own. The formulas: data/plan.py.
+itself sets gets a line of its own. The formulas: data/plan.py. schedule: one pipeline schedule as a chart, beside theory.
+
+    python parallel.py schedule --name=zbh1 --pp=4 --m=8 --v=1
 """
 import ast, math, re
 from contextlib import redirect_stdout
@@ -17,9 +19,9 @@ from itertools import product
 from pathlib import Path
 from configurator import cast, configure
 from data.codec import SPECIALS, TIKTOKEN
-from data.plan import GPUS, H100, ROOM, cost, fullest
+from data.plan import GPUS, H100, ROOM, bubble_theory, cost, fullest
 from model import ModelConfig, count_params
-from parallel import check_layout
+from parallel import add_messages, check_layout, schedule, simulate, split_layers
 
 
 # ---------------------------------------------------------------- the search
@@ -237,3 +239,46 @@ def plan_command(argv):
             print(f'simulated, {k["gpus"]} ranks, {ran["events"]:,} events, speeds spread by {spread:.0%}: {ran["seconds"]:.3f} s, formula '
                   f'{r["seconds"]:.3f} s, difference {ran["seconds"] / r["seconds"] - 1:+.1%}')
     return results
+
+
+# ---------------------------------------------------------------- one schedule
+
+def chart(ran):
+    """simulate's result as text, a line per rank: F3, B3, W3 of microbatch 3 (v > 1: chunk a, b, ...), - on, . idle."""
+    acts, lines = [act for row in ran['timeline'] for act in row], []
+    unit, chunks = min(end - start for *_, start, end in acts), max(c for _, c, *_ in acts)
+    width = len(f'F{max(mb for _, _, mb, *_ in acts)}') + (chunks > 0)
+    for rank, row in enumerate(ran['timeline']):
+        cells = [f'rank {rank:<2}']
+        for kind, c, mb, start, end in row:
+            a, b, name = int(start / unit + .5), int(end / unit + .5), f'{kind[0]}{mb}' + chr(97 + c) * (chunks > 0)
+            cells += ['.' * width] * (a + 1 - len(cells)) + [name.ljust(width)] + ['-' * width] * (b - a - 1)
+        lines.append(' '.join(cells))
+    return '\n'.join(lines)
+
+
+def schedule_command(argv):
+    """See the top of this file: prints chart, idle time and theory, live activations.
+    F, B, W, comm as in simulate; layers > 0: stages take time as their layers, with embed and head on top, do."""
+    k = dict(name='1f1b', pp=4, m=8, v=1, F=1.0, B=1.0, W=1.0, comm=0.0, layers=0, embed=0.0, head=0.0)
+    try:
+        for arg in argv:
+            key, _, value = arg.removeprefix('--').partition('=')
+            if key not in k or f'--{key}={value}' != arg:
+                raise ValueError(f'{arg} is not known, take ' + ' '.join(f'--{x}={y}' for x, y in k.items()))
+            k[key] = type(k[key])(value)
+        name, pp, m, v, *times, comm, layers, embed, head = k.values()
+        if not all(.001 <= x <= 1000 for x in times) or not all(0 <= x <= 1000 for x in (comm, layers, embed, head)):
+            raise ValueError('F, B, W must be .001 to 1000, comm, layers, embed, head 0 to 1000')
+        lists, costs = add_messages(schedule(name, pp, m, v), m, v), [1] * pp * v
+        if layers:
+            costs = [stop - start for start, stop in split_layers(layers, pp * v, embed, head)]
+            print('layers per stage:', *costs)
+            costs[0] += embed
+            costs[-1] += head
+        ran = simulate(lists, m, v, *times, comm, lambda kind, stage, mb: costs[stage] / sum(costs) * len(costs))
+    except ValueError as e:
+        raise SystemExit(f'schedule {" ".join(argv)}: {e}')
+    print(chart(ran) + f'\nmakespan {ran["makespan"]:.6g} | idle per rank ' + ' '.join(f'{x:.6g}' for x in ran['idle'])
+          + f' ({sum(ran["idle"]) / pp / ran["makespan"]:.1%}), in theory {bubble_theory(name, pp, m, v, *times):.6g}'
+          + ' | peak live activations per rank ' + ' '.join(map(str, ran['peak'])) + ' microbatch-chunks')

@@ -14,7 +14,7 @@ from collections import Counter
 from copy import copy
 from functools import lru_cache
 from model import D, N_FREQ, count_activations, count_flops
-from parallel import bubble_theory, split_layers
+from parallel import split_layers
 
 # A cluster. flops, flops8: dense operations per second of one GPU in bfloat16, in 8 bits; memory: its bytes; hbm: bytes per second of its
 # memory (NVIDIA's data sheets of H100 SXM, H200 SXM, DGX B200). node: GPUs in a node; link, net: bytes per second and GPU of collectives
@@ -195,6 +195,13 @@ def zero_times(cfg, l, c, part, width=2):
 def fullest(cfg, l, T, width=2):
     """memory() of the pipeline rank that needs most: one of the first two or the last."""
     return max((memory(cfg, l, T, r, width) for r in {0, 1 % l['pp'], l['pp'] - 1}), key=lambda x: sum(x.values()))
+
+
+def bubble_theory(name, pp, m, v=1, F=1, B=1, W=1):
+    """Idle time of each rank, stages even, messages free. F, B, W: time of one microbatch on one rank, all its chunks.
+    ZB-H1: (pp-1)(F+B-W) for W <= B, m >= pp, as in the paper; exact where W <= F and W <= B, else at least this."""
+    zb = (pp - 1) * F + max(0, (pp - 1) * B - (min(pp, m) - 1) * W)
+    return zb if name == 'zbh1' else (pp - 1) * (F + B + W) / v
 
 
 def cost(cfg, l, c, T, width=2, full=None):

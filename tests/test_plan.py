@@ -8,10 +8,10 @@ import torch
 from data import plan
 from data.cluster import simulate_cluster
 from data.layouts import label, own_layout, plan_command, read_config, search
-from data.plan import H100, chunks, cost, memory, ring, times, weights
+from data.plan import H100, bubble_theory, chunks, cost, memory, ring, times, weights
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import Group, Mesh, bubble_theory, linear, param, schedule, simulate, solo_mesh
+from parallel import Group, Mesh, linear, param, schedule, simulate, solo_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {'dense': {}, 'swiglu': dict(act='swiglu', n_kv_head=2), 'tied': dict(tie=True), 'text': dict(image=False, audio=False),

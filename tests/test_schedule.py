@@ -4,8 +4,9 @@ from itertools import combinations, product
 
 import pytest
 
-from parallel import (STEP, add_messages, bubble_theory, chart, message, schedule, schedule_command, simulate,
-                      split_layers)
+from data.layouts import chart, schedule_command
+from data.plan import bubble_theory
+from parallel import STEP, add_messages, message, schedule, simulate, split_layers
 
 NAMES = [('gpipe', 1), ('1f1b', 1), ('zbh1', 1), ('interleaved', 2), ('interleaved', 3), ('interleaved', 4)]
 GRID = [(name, pp, m, v) for (name, v), pp in product(NAMES, range(1, 9))      # m < pp is in: 1, 2, 3 for larger pp

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from configurator import configure
-from parallel import add_messages, bubble_theory, linear, make_mesh, run_pipeline, schedule, simulate
+from data.plan import bubble_theory
+from parallel import add_messages, linear, make_mesh, run_pipeline, schedule, simulate
 
 pp = 2           # processes
 m = 8            # microbatches

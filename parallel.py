@@ -11,7 +11,7 @@ Rules that hold everywhere (DESIGN.md 3):
   * Each parameter carries a Spec: its global shape, the slice held here, the groups over which its gradient is summed, its number
     of copies in the world. Initialisation, gradient sync, norm, optimizer and checkpoint all read it, and nothing else.
 """
-import atexit, hashlib, math, os, sys, threading, time
+import atexit, hashlib, math, os, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from data.watch import watch
 
 # ---------------------------------------------------------------- mesh
 
@@ -49,8 +50,7 @@ class Mesh:
     cp_mode: str = 'ring'                                          # ring | allgather | ulysses
     host: object = None                                            # all ranks over Gloo: objects of the checkpoint, also from a thread
     fp8: str = ''                                                  # '' | tensorwise | rowwise: the linears of the blocks in 8 bits
-    # zero-bubble: linears put their weight gradient here instead of computing it
-    queue_dw: list = None
+    queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here, not computed yet
 
 
 def solo_mesh():
@@ -59,12 +59,8 @@ def solo_mesh():
 
 
 def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0,
-                 shared_ff=0, flow_width=0, T, rows,
-                 zero=0, zero_shard=0):
-    """
-    Raises ValueError, one line with sizes that work, if this layout cannot run this model; otherwise returns dp (0: what is left of the
-    world).
-    """
+                 shared_ff=0, flow_width=0, T, rows, zero=0, zero_shard=0):
+    """Raises ValueError, one line with sizes that work, if this layout cannot run this model; returns dp (0: what is left of the world)."""
     def divisors(n, most=world):
         return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
     if min(tp, pp, cp, ep) < 1 or dp < 0:
@@ -154,56 +150,6 @@ def start_world(device, minutes=10):
     return rank, world, device
 
 
-def watch(store, rank, world, patience, holder):
-    """
-    A thread shows in the store, every second, that this rank is alive, and looks at the others. When a collective fails, a rank has shown
-    nothing for `patience` rounds or the holder of the store is gone, one line says who is missing, and all end. By rounds of the thread,
-    not by the clock: when all are stopped together, nobody is blamed.
-    """
-    silent, n, end, once, keys = [0] * world, [0], threading.Event(), threading.Lock(), [*(f'pulse{r}' for r in range(world)), 'why']
-
-    def down(why='the connection to another rank broke'):
-        """End this process, not in the usual way, which waits for what is under way. Of all ranks the first says why."""
-        once.acquire()                                             # one thread of it
-        if gone := [str(r) for r in range(world) if silent[r] > 4]:
-            why = f'rank {" and ".join(gone)} does not answer: killed, or stopped'
-        try:
-            said = store.compare_set('why', '-', f'{why} (says rank {rank})').decode()
-        except RuntimeError:
-            said = f'{holder} does not answer: killed, or stopped (says rank {rank})'
-        print(said, file=sys.stderr, flush=True) if said.endswith(f'(says rank {rank})') else None
-        time.sleep(2 * (rank == 0))                                # it may hold the store
-        os._exit(1)
-
-    def beat():
-        seen = [None] * world
-        try:
-            while not end.wait(1):
-                store.set(f'pulse{rank}', str(n[0]))
-                *new, why = store.multi_get(keys)                  # one request per second and rank
-                silent[:] = [0 if v == b'end' or v != old else k + 1 for v, old, k in zip(new, seen, silent)]
-                seen, n[0] = new, n[0] + 1
-                if why != b'-' or max(silent) > patience:
-                    down()
-            store.set(f'pulse{rank}', 'end')
-        except RuntimeError:
-            down() if holder == 'torchrun' else None
-
-    def failed(kind, e, tb):
-        if isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and 'gloo' in str(e):
-            till = n[0] + 6
-            while n[0] < till and thread.is_alive():               # by then it is known who is alive
-                time.sleep(.1)
-            down()
-        sys.__excepthook__(kind, e, tb)
-        down(f'rank {rank} failed: {kind.__name__}: {" ".join(str(e).split())[:200]}')
-
-    sys.excepthook, threading.excepthook = failed, lambda a: failed(a.exc_type, a.exc_value, a.exc_traceback)
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    atexit.register(lambda: (end.set(), thread.join()))
-
-
 # ---------------------------------------------------------------- collectives
 
 COMM = Counter()   # (operation, group name) -> bytes that this rank sent, counted as a ring sends them
@@ -256,9 +202,7 @@ def reduce_scatter_into(y, x, g):
 
 
 def all_to_all(x, g, out_splits, in_splits, work=None):
-    """
-    Rows of x (N, ...) to the ranks of g: in_splits[r] rows go to r, out_splits[r] come from r. work, a list: gets the handle to wait for.
-    """
+    """Rows of x (N, ...) to the ranks of g: in_splits[r] go to r, out_splits[r] come from r. work, a list: gets the handle to wait for."""
     if g.size == 1:
         return x
     row = x[0].numel() * x.element_size() if len(x) else 0
@@ -348,10 +292,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _run(function, *args):
-    """
-    function.apply. With --compile train.py keeps it out of the graphs: the counters change at every call, which would compile it anew each
-    time.
-    """
+    """function.apply. With --compile train.py keeps it out of the graphs: the counters change, which would compile it anew each time."""
     return function.apply(*args)
 
 
@@ -546,8 +487,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         g = mesh.tp
         first = weight.spec.blocks[0][0] if g.size > 1 else 0
         grad = grad and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        dh, dw = (torch.empty_like(h), torch.zeros_like(weight,
-                                                        dtype=torch.promote_types(weight.dtype, torch.float32))) if grad else (None, None)
+        dh, dw = None, None
+        if grad:
+            dh, dw = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
         for a in range(0, len(h), chunk):
             s = slice(a, a + chunk)
@@ -595,9 +537,7 @@ def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4
 # ---------------------------------------------------------------- attention
 
 def zigzag(T, cp, rank):
-    """
-    Columns of a row that a context-parallel rank holds: of 2 cp chunks number `rank` and its mirror image, so that causal work is even.
-    """
+    """Columns of a row that a context-parallel rank holds: of 2 cp chunks number `rank` and its mirror image: causal work is even."""
     h = T // (2 * cp)
     return torch.cat((torch.arange(rank * h, (rank + 1) * h), torch.arange(T - (rank + 1) * h, T - rank * h)))
 
@@ -663,10 +603,7 @@ def _swap(x, g, give, take):
 
 
 def _fused(x, dtype):
-    """
-    Whether aten's flash attention is the fast path here: on CPU in float32 and float64; bfloat16 is 2 to 4 times slower with it than
-    explicit products.
-    """
+    """Whether aten's flash attention is the fast path: on CPU in float32 and float64 (bfloat16: 2 to 4 times slower than products)."""
     return not x.is_cuda and dtype in (torch.float32, torch.float64)
 
 
@@ -715,8 +652,7 @@ class _Ring(torch.autograd.Function):
         q, k, v, out, lse, *masks = ctx.saved_tensors
         scale, g = ctx.args
         T, dq, kv = q.shape[2], torch.zeros_like(out), torch.stack((k, v))
-        # gradients of this rank's block here; of the block it holds, on their way
-        own, coming, home = None, None, None
+        own, coming, home = None, None, None                       # gradients of this rank's block here; of the one it holds, on their way
         for s in range(g.size):
             nxt, wait = _hop(kv, g) if s < g.size - 1 else (None, None)
             rows, cols = _ring_part(g, s, T)
@@ -741,10 +677,7 @@ class _Ring(torch.autograd.Function):
 
 
 def _partial(q, kv, mask, causal, scale):
-    """
-    q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> its output and log-sum-exp (B, nh, T, 1), float32; a row with nothing to attend: 0
-    and -inf.
-    """
+    """q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> output and log-sum-exp (B, nh, T, 1), float32; nothing to attend: 0, -inf."""
     (B, nh, T, hd), nkv = q.shape, kv.shape[2]
     if _fused(q, q.dtype):
         o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal and mask is None, scale=scale,
@@ -776,9 +709,7 @@ def _partial_backward(do, q, kv, out, lse, mask, causal, scale):
 
 
 def _scores(q, k, mask, scale):
-    """
-    q (B, nh, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, nh/nkv, T, S), float32; scaled after the product, which rounds less.
-    """
+    """q (B, nh, T, hd), k (B, nkv, S, hd), mask (B, T, S) -> (B, nkv, nh/nkv, T, S), float32; scaled after the product: rounds less."""
     s = q.reshape(len(q), k.shape[1], -1, *q.shape[2:]) @ k[:, :, None].transpose(-1, -2)
     return s.to(torch.promote_types(s.dtype, torch.float32)) * scale + mask[:, None, None]
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from data.checkpoint import Checkpoint, checkpoints
 from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
 from data.loader import loc_rc
 from data.tools import call, check, clean
 from model import D, Decoder, ModelConfig, build
-from optim_zero import Checkpoint, checkpoints
 from parallel import check_layout, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model

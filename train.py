@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 import parallel
 from configurator import configure
+from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
 from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.llama import Llama
 from data.loader import eval_batches, open_shards, shard_dir, train_batches
 from model import ModelConfig, build, count_flops, count_params
-from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
+from optim_zero import Optimizer
 from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world)
 
 # -------- files

@@ -309,7 +309,7 @@ def metrics(out):
 
 def contents(folder):
     """A checkpoint, every byte of it checked -> {name: bytes} and the meta without what may differ."""
-    from optim_zero import Checkpoint
+    from data.checkpoint import Checkpoint
     ck = Checkpoint(folder)
     return {n: ck.full(n).numpy().tobytes() for n in ck.names} | {'meta': {k: v for k, v in ck.meta.items() if k != 'config'}}
 
@@ -530,7 +530,7 @@ def forbidden(lab, layout):
 
 def elastic(lab, layout, other):
     """Killed in one layout, gone on with in another: the same weights up to the order of sums, in float64."""
-    from optim_zero import Checkpoint
+    from data.checkpoint import Checkpoint
     ref, _ = reference(lab, layout)
     out = lab.new('out')
     bad = silence(lab.run(layout, out, [fault(lab, 0, 'backward', step=5)]), {0})

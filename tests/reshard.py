@@ -19,7 +19,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import toy
 from grid import config, label, parse, size
 from model import build
-from optim_zero import Checkpoint, Optimizer, save_checkpoint
+from data.checkpoint import Checkpoint, save_checkpoint
+from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, forward_backward, make_mesh, schedule
 
 T, ROWS, BEFORE, AFTER = 64, 12, 3, 2      # 12 rows: dp of 1, 2, 3, 4, 6, so that shards have uneven lengths and padding

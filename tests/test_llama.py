@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from data.llama import Llama, export_llama, model_keys
 from model import ModelConfig, Muse
-from optim_zero import Checkpoint, checkpoints
+from data.checkpoint import Checkpoint, checkpoints
 from sample import load_model
 from test_train import machine, one_line  # noqa: F401: a fixture
 

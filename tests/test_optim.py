@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import torch.nn as nn
 import toy
 
-import optim_zero
+import data.checkpoint as checkpoint
 from model import ModelConfig, Muse
-from optim_zero import Checkpoint, Optimizer, checkpoints, orthogonalise, prune, save_checkpoint
+from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
+from optim_zero import Optimizer, orthogonalise
 from parallel import param, solo_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -425,11 +426,11 @@ def test_inspect_verifies(tmp_path, capsys):
 
 def test_a_failed_save_leaves_all_as_it_was(tmp_path, monkeypatch):
     """No room at any of its calls: OSError, the folder of that name still the old one, nothing else left."""
-    monkeypatch.setattr(optim_zero, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
+    monkeypatch.setattr(checkpoint, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
     path, _, _ = saved(tmp_path)
     before = {f.name: f.read_bytes() for f in path.iterdir()}
-    for owner, name, at in ((optim_zero.os, 'fsync', 1), (optim_zero.os, 'fsync', 2), (optim_zero.os, 'fsync', 3),
-                            (optim_zero.os, 'rename', 1)):
+    for owner, name, at in ((checkpoint.os, 'fsync', 1), (checkpoint.os, 'fsync', 2), (checkpoint.os, 'fsync', 3),
+                            (checkpoint.os, 'rename', 1)):
         calls, old = [], getattr(owner, name)
         def fail(*a):
             calls.append(a)
@@ -446,15 +447,15 @@ def test_a_failed_save_leaves_all_as_it_was(tmp_path, monkeypatch):
     assert (path / 'rank00000.bin').read_bytes() != before['rank00000.bin'] and read_all(path)
 
 def test_a_failed_last_rename_leaves_the_old_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(optim_zero, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
+    monkeypatch.setattr(checkpoint, 'ctypes', SimpleNamespace(CDLL=lambda _: None))      # where names cannot be exchanged in one call
     path, _, _ = saved(tmp_path)
-    old, calls = optim_zero.os.rename, []
+    old, calls = checkpoint.os.rename, []
     def fail(*a):
         calls.append(a)
         if len(calls) == 2:
             raise OSError(5, 'Input/output error')
         return old(*a)
-    monkeypatch.setattr(optim_zero.os, 'rename', fail)
+    monkeypatch.setattr(checkpoint.os, 'rename', fail)
     with pytest.raises(OSError):
         saved(tmp_path, seed=1)
     assert path.exists() and read_all(path)

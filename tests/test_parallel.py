@@ -25,7 +25,8 @@ import grid
 import toy
 from data.loader import collate
 from model import build
-from optim_zero import Checkpoint, Optimizer
+from data.checkpoint import Checkpoint
+from optim_zero import Optimizer
 from parallel import (Spec, _attend, add_messages, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear,
                       linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient,
                       zigzag)

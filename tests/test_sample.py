@@ -18,7 +18,7 @@ import toy
 from data.codec import to_uint8, unpatchify
 from data.loader import collate
 from model import D, Decoder, ModelConfig, build
-from optim_zero import save_checkpoint
+from data.checkpoint import save_checkpoint
 from parallel import Spec, make_mesh, solo_mesh
 from sample import (HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Engine, Row, bits, choose, features, generate, load_model, normal, score, turn,
                     uniform)

@@ -37,7 +37,7 @@ from PIL import Image
 
 from data.codec import Codec, load_audio, load_image, mel, save_wav
 from data.tools import clean
-from optim_zero import Checkpoint, checkpoints, save_checkpoint
+from data.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from parallel import Spec, solo_mesh
 from sample import generate, load_model, turn
 
@@ -54,7 +54,7 @@ TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 def hook_signal(where, step, sig):
     """Sends itself a signal at `where` of the given step: row (before its batch is used), grad (before the forward pass),
     update (after it), eval (in the evaluation before it), save (while a checkpoint is written)."""
-    import data.loader as loader, optim_zero
+    import data.checkpoint as checkpoint, data.loader as loader, optim_zero
     fired = []                                        # once: a second signal ends a run at once
     fire = lambda: fired or (fired.append(1), os.kill(os.getpid(), sig))
 
@@ -83,11 +83,11 @@ def hook_signal(where, step, sig):
     elif where == 'eval':
         before(loader, 'eval_batches', lambda *a: True)
     else:
-        before(optim_zero, 'save_checkpoint', lambda out, name, state, meta, mesh: meta['step'] == step)
+        before(checkpoint, 'save_checkpoint', lambda out, name, state, meta, mesh: meta['step'] == step)
 
 def hook_kill(n, log='/dev/null'):
     """kill -9 just before the n-th of the calls that a checkpoint is made of, and in the middle of its file."""
-    import optim_zero
+    import data.checkpoint as checkpoint
     count, log = itertools.count(1), open(log, 'w', buffering=1)
 
     def event(name):
@@ -103,11 +103,11 @@ def hook_kill(n, log='/dev/null'):
 
     counted(os, 'fsync', lambda fd: 'fsync ' + os.path.basename(os.readlink(f'/proc/self/fd/{fd}')))
     counted(os, 'rename', lambda a, b: f'rename {os.path.basename(a)} {os.path.basename(b)}')
-    old, tensors = optim_zero.writes, itertools.count()
+    old, tensors = checkpoint.writes, itertools.count()
     def writes(spec, mesh):
         event('tensor') if 'blocks.0.attn.out' in spec.name and next(tensors) % 2 else None
         return old(spec, mesh)
-    optim_zero.writes = writes
+    checkpoint.writes = writes
 
 def hook_full(calls):
     """No space left on device at these calls of fsync, as a delayed write reports it."""

@@ -27,7 +27,8 @@ import grid
 import optim_zero
 import toy
 from model import build
-from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
+from data.checkpoint import Checkpoint, save_checkpoint
+from optim_zero import Optimizer
 from parallel import (Spec, add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
                       start_world)
 from test_parallel import GOOD, PATIENCE, ranks
@@ -443,8 +444,8 @@ def without(first, n):
 
 def late_write(step, error=None):
     """The checkpoint of this step is written when training is two steps further; or its writing ends by an error that is not the disk's."""
-    import threading, optim_zero
-    old, zero, go = optim_zero.save_checkpoint, optim_zero.Optimizer.zero, threading.Event()
+    import threading, data.checkpoint as checkpoint, optim_zero
+    old, zero, go = checkpoint.save_checkpoint, optim_zero.Optimizer.zero, threading.Event()
 
     def save(out, name, tensors, meta, mesh):
         if meta['step'] == step:
@@ -456,7 +457,7 @@ def late_write(step, error=None):
         zero(opt)
         if opt.t >= step + 2:
             go.set()
-    optim_zero.save_checkpoint, optim_zero.Optimizer.zero = save, done
+    checkpoint.save_checkpoint, optim_zero.Optimizer.zero = save, done
 
 
 def unreadable(file):

@@ -1,0 +1,216 @@
+"""
+Checkpoints that fit any layout.
+
+A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each
+tensor. It is written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever
+unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds.
+"""
+import ctypes, json, math, os, shutil, sys, zlib
+from pathlib import Path
+import numpy as np
+import torch
+import torch.distributed as dist
+from data.llama import export_llama, write_safetensors
+
+
+def _fsync(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def _replace(tmp, final):
+    """Give tmp the name final; what had that name gets the name tmp. At no moment is there none (Linux: renameat2, RENAME_EXCHANGE)."""
+    if not final.exists():
+        os.rename(tmp, final)
+    elif not hasattr(libc := ctypes.CDLL(None), 'renameat2') or libc.renameat2(-100, os.fsencode(tmp), -100, os.fsencode(final), 2):
+        old = final.with_name(f'.{final.name}.old')
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+        try:
+            os.rename(tmp, final)
+        except OSError:
+            os.rename(old, final)
+            raise
+        os.rename(old, tmp)
+
+
+def writes(spec, mesh):
+    """Of the ranks that hold the same interval of the same slice, one writes it."""
+    if 'edp' in spec.sums:
+        return mesh.ereplica.rank == 0
+    if mesh.replica.rank or ('ends' in spec.sums and mesh.pp.rank):
+        return False
+    return mesh.kv.rank == 0 if 'kv' in spec.sums else bool(spec.blocks) or mesh.tp.rank == 0
+
+
+def save_checkpoint(out_dir, name, tensors, meta, mesh):
+    """
+    tensors: iterable of (name, Spec, tensor[, where it begins in this rank's slice]); meta: JSON-able dict. Writes out_dir/name/ whole or
+    not at all, on all ranks. OSError (disk full, permission) leaves what was saved before untouched.
+    """
+    out = Path(out_dir)
+    final, tmp = out / name, out / f'.{name}.tmp'
+    entries, at, file, error = [], 0, f'rank{mesh.world.rank:05d}.bin', None
+
+    def agree(value, error):
+        """What every rank has to say; an error of any of them is raised by all, so that nobody waits for a rank that has left."""
+        said = [(value, error)]
+        if mesh.world.size > 1:
+            said = [None] * mesh.world.size
+            dist.all_gather_object(said, (value, error), group=mesh.host)
+        if first := next((e for _, e in said if e), None):
+            if mesh.world.rank == 0:
+                shutil.rmtree(tmp, ignore_errors=True)
+            raise first
+        return [v for v, _ in said]
+
+    try:
+        if mesh.world.rank == 0:
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+    except OSError as e:
+        error = e
+    agree(None, error)
+    try:
+        with open(tmp / file, 'wb') as f:
+            for tname, spec, x, *start in tensors:
+                if writes(spec, mesh):
+                    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                    f.write(raw)
+                    entries.append(dict(name=tname, file=file, dtype=str(x.dtype)[6:], shape=list(spec.shape), dim=spec.dim,
+                                        blocks=[list(b) for b in spec.blocks], start=sum(start), offset=at, nbytes=raw.nbytes,
+                                        crc=zlib.crc32(raw)))
+                    at += raw.nbytes
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        error = e
+    entries = agree(entries, error)
+    try:
+        if mesh.world.rank == 0:
+            with open(tmp / 'manifest.json', 'w') as f:
+                body = json.dumps(dict(meta, tensors=sum(entries, [])))
+                f.write(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
+                f.flush()
+                os.fsync(f.fileno())
+            _fsync(tmp)
+            _replace(tmp, final)
+            _fsync(out)
+            shutil.rmtree(tmp, ignore_errors=True)                              # holds what was there before, if there was anything
+    except OSError as e:
+        error = e
+    agree(None, error)
+
+
+def checkpoints(out_dir):
+    """Whole checkpoints step_*, newest first."""
+    return sorted((p.parent for p in Path(out_dir).glob('step_*/manifest.json')), key=lambda p: p.name, reverse=True)
+
+
+def prune(out_dir, keep):
+    for p in checkpoints(out_dir)[keep:]:
+        os.rename(p, p.with_name('.' + p.name + '.old'))
+        shutil.rmtree(p.with_name('.' + p.name + '.old'), ignore_errors=True)
+
+
+class Checkpoint:
+    """An opened checkpoint: .meta, .names, full(name) -> the assembled global tensor. ValueError, one line: something missing or damaged."""
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            text = (self.path / 'manifest.json').read_text()
+            body, _, crc = text.rpartition(', "crc": ')
+            if not crc.endswith('}') or crc[:-1] != str(zlib.crc32((body + '}').encode())):
+                raise ValueError('the checksum of manifest.json does not match')
+            self.meta = json.loads(body + '}')
+            self.parts = {}
+            for e in self.meta.pop('tensors'):
+                self.parts.setdefault(e['name'], []).append(e)
+        except (OSError, ValueError, KeyError) as e:
+            raise ValueError(f'{path}: no readable checkpoint ({e}): give another one, or delete that folder') from None
+        self.files = {}
+
+    @property
+    def names(self):
+        return list(self.parts)
+
+    def _raw(self, e):
+        f = e['file']
+        if f not in self.files:
+            try:
+                self.files[f] = np.memmap(self.path / f, np.uint8, 'r')
+            except (OSError, ValueError) as err:
+                raise ValueError(f'{self.path / f}: missing or empty shard ({err}): use an earlier checkpoint') from None
+        raw = self.files[f][e['offset']:e['offset'] + e['nbytes']]
+        if len(raw) != e['nbytes'] or zlib.crc32(raw) != e['crc']:
+            raise ValueError(f'{self.path / f}: damaged at {e["name"]} (its checksum does not match): use an earlier checkpoint')
+        return torch.frombuffer(bytearray(raw.tobytes()), dtype=getattr(torch, e['dtype']))
+
+    def full(self, name):
+        if name not in self.parts:
+            raise ValueError(f'{self.path}: holds no {name}: it was written by another model or optimizer')
+        shape, dim, locals_, seen = (e0 := self.parts[name][0])['shape'], e0['dim'], {}, 0
+        for e in self.parts[name]:                                             # first the slices from their intervals
+            local = list(shape)
+            if e['blocks']:
+                local[dim] = sum(n for _, n in e['blocks'])
+            x = self._raw(e)
+            new = x if x.numel() == math.prod(local) else x.new_empty(math.prod(local))
+            flat = locals_.setdefault(json.dumps(e['blocks']), (e['blocks'], local, new))[2]
+            if flat is not x:
+                flat[e.get('start', 0):e.get('start', 0) + x.numel()] = x
+            seen += x.numel()
+        if seen != math.prod(shape):
+            raise ValueError(f'{self.path}: {name} is not whole: a shard is missing from the manifest')
+        if not e0['blocks']:
+            return flat.view(shape)
+        out = torch.empty(shape, dtype=flat.dtype)                             # then the whole from the slices
+        for blocks, local, flat in locals_.values():
+            x, at = flat.view(local), 0
+            for o, n in blocks:
+                out.narrow(dim, o, n).copy_(x.narrow(dim, at, n))
+                at += n
+        return out
+
+    def fill(self, tensors):
+        """Copy into (name, Spec, tensor[, where it begins in this rank's slice]), whatever layout wrote it."""
+        for name, spec, x, *start in tensors:
+            full, start = self.full(name), start[0] if start else 0
+            if tuple(full.shape) != tuple(spec.shape):
+                raise ValueError(f'{self.path}: {name} has shape {tuple(full.shape)}, this model wants {tuple(spec.shape)}')
+            x.data.copy_(spec.local(full).reshape(-1)[start:start + x.numel()].view(x.shape))
+
+
+def export(ck, file):
+    """The float32 weights of a Checkpoint as one safetensors file (the format: 8 bytes of length, a JSON header, the raw tensors)."""
+    names = {n.partition('/')[2]: n for n in ck.names if n.startswith(('param/', 'buffer/'))}
+    first = {short: ck.parts[n][0] for short, n in names.items()}
+    entries = [(short, {'float32': 'F32', 'float64': 'F64'}[e['dtype']], e['shape']) for short, e in first.items()]
+    write_safetensors(file, entries, lambda short: ck.full(names[short]),
+                      {'model': json.dumps(ck.meta['model']), 'step': str(ck.meta['step'])})
+
+
+def command(argv):
+    """inspect DIR, export DIR FILE, export-hf DIR FOLDER, as optim_zero.py takes them -> whether it was one of these; ends on an error."""
+    what, *paths = argv or ['']
+    if len(paths) != {'inspect': 1, 'export': 2, 'export-hf': 2}.get(what):
+        return False
+    try:
+        ck = Checkpoint(paths[0])
+        if what == 'export-hf':
+            export_llama(ck.meta['model'], lambda name: ck.full(f'param/{name}'), paths[1])
+            print(f'{paths[1]}: config.json, model.safetensors')
+        elif what == 'export':
+            export(ck, paths[1])
+            print(f'{paths[1]}: {os.path.getsize(paths[1]):,} bytes')
+        else:
+            for n in ck.names:
+                x = ck.full(n)
+                mean, std = x.double().mean(), x.double().std(correction=0)
+                print(f'{n:60s} {str(tuple(x.shape)):20s} {str(x.dtype)[6:]:9s} mean {mean:+.3e} std {std:.3e}')
+            print({k: v for k, v in ck.meta.items() if not isinstance(v, (dict, list))})
+            print(f'{len(ck.names)} tensors, all checksums right')
+    except (ValueError, OSError) as e:
+        sys.exit(str(e))
+    return True

@@ -77,11 +77,10 @@ class Unit:
         self.grad = torch.zeros(self.n if self.stage < 2 else self.w, dtype=wide, device=dev)
         self.own = self.grad if self.stage > 1 else self.grad[self.lo:self.hi]
         self.due = self.own if self.stage else self.grad
-        # where gradients are added; the reduction, the gather on its way
-        self.sum, self.moving, self.coming = self.grad if self.stage < 2 else None, None, None
+        self.sum = self.grad if self.stage < 2 else None                       # where gradients are added
+        self.moving, self.coming = None, None                                  # the reduction, the gather on its way
         self.here = True                                                       # the whole parameters, up to date, or on their way
-        # gradients still to come before the next reduction; it was started
-        self.left, self.done = 0, False
+        self.left, self.done = 0, False                                        # gradients to come before the next reduction; it was started
         for p, s in zip(params, self.slices):
             p.data = self.param[s].view_as(p)
             if self.stage < 2:
@@ -104,10 +103,7 @@ class Unit:
             self.coming = None
 
     def free(self):
-        """
-        Stage 3: views of the parameters, and what autograd saved of them, stay valid: the same storage is filled again before they are
-        read.
-        """
+        """Stage 3: views of the parameters, and what autograd saved of them, stay valid: their storage is filled again before a read."""
         if self.stage == 3:
             self.param.untyped_storage().resize_(0)
             self.here = False
@@ -151,16 +147,12 @@ class Unit:
 
 
 def make_units(model, dtype, mesh, zero):
-    """
-    [(part, unit)]: one per block, one per experts of a layer, one for each embedding, for the head and for what is left; split by `sums`.
-    """
-    # the head alone: its slices may differ in length, and buffers of other lengths are summed in another order,
-    groups = {}
-    for name, p in model.named_parameters():   # so that copies in one unit with it would drift apart
+    """[(part, unit)]: one per block, one per experts of a layer, one for each embedding, the head and what is left; split by `sums`."""
+    alone, groups = ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head'), {}
+    for name, p in model.named_parameters():   # the head alone: its slices may differ in length, and buffers of other lengths are
+        part = name.split('.')                 # summed in another order, so that copies in one unit with it would drift apart
         if p.spec.kind == 'table':
             continue
-        part = name.split('.')
-        alone = ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head')
         where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in alone else 'heads'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
@@ -202,12 +194,10 @@ def gather_around(model, units):
     model.around waits for the parameters of a part before it computes and sends for those of the next; at stage 3 it frees them afterwards.
     At stages 1 and 2 they are fetched once a step: publish() has sent for them.
     """
-    names = [n for n in ('embed', *(f'blocks.{i}' for i in model.blocks), 'heads') if n[0] == 'b'
-             or getattr(model, {'embed': 'first', 'heads': 'last'}[n])]
+    names = ['embed'] * model.first + [f'blocks.{i}' for i in model.blocks] + ['heads'] * model.last
     ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
-    # embeddings and the softmax head: backward reads no weights
-    back = [[u for where, u in units if where in ({n} if n != 'embed' else ())] for n in names]
+    back = [[u for where, u in units if where == n and n != 'embed'] for n in names]       # embeddings, softmax head: no weights are read
 
     def around(part, f, x, *args):
         i = names.index(part)
@@ -231,8 +221,7 @@ def gather_around(model, units):
 def gather_rows(table, g):
     """
     The pairs (rows (N, K), gradient (N, C/tp)) that this step's backward passes left, of all ranks of g -> the rows touched (U,),
-    ascending, and the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table. Added up in one order on all ranks, so that
-    copies stay equal.
+    ascending, and the gradient of each (U, C/tp). Sent: (N, C/tp) per rank, never the table; added in one order, so that copies stay equal.
     """
     rows, grad = (all_gather(torch.cat(x), g) for x in zip(*table.pairs))
     at, order = rows.flatten().sort(stable=True)
@@ -291,10 +280,7 @@ def split_matrices(u, p, at):
 
 
 def swap(pieces, lengths, g, dtype):
-    """
-    pieces: for each rank of g a list of flat tensors for it; lengths: of those that come from each -> lists of them, by source. One
-    all-to-all.
-    """
+    """pieces: for each rank of g flat tensors for it; lengths: of those that come from each -> lists of them, by source. One all-to-all."""
     if g.size == 1:
         return pieces
     flat = torch.cat([x.to(dtype) for to in pieces for x in to] or [torch.empty(0, dtype=dtype)])
@@ -311,23 +297,21 @@ class Optimizer:
     learning rate lr * muon_lr and momentum; weight decay on matrices only (Spec.kind says which they are, never the shape or the name).
     """
     def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False,
-                 muon_lr=1.0,
-                 momentum=0.95, clip=1.0, zero=0):
+                 muon_lr=1.0, momentum=0.95, clip=1.0, zero=0):
         self.mesh, self.dtype, self.betas, self.eps, self.wd, self.clip = mesh, dtype, betas, eps, weight_decay, clip
         self.lr_scale, self.muon, self.muon_lr, self.momentum, self.t = dict(lr_scale or {}), muon, muon_lr, momentum, 0
         self.units, self.flying = [], []                                       # flying: units whose reduction is on its way
-        # of state, by kind; of own gradients, by copies; of state, for Muon
-        self.runs, self.copies, self.spans, plans = [], [], [], {}
+        self.runs, self.copies, self.spans = [], [], []                        # of state, by kind; of own gradients, by copies; for Muon
         for model in models:
             units = make_units(model, dtype, mesh, zero)
             if zero:
                 gather_around(model, units)
             self.units += [u for _, u in units]
+        plans = {}
         for u in self.units:
             for i, (p, s) in enumerate(zip(u.params, u.slices)):
                 a, b = s.start, -(-s.stop // ALIGN) * ALIGN                      # with the padding behind it, so that neighbours touch
-                # else a cycle that python cannot see
-                p.ready = lambda p, me=weakref.ref(self), u=weakref.ref(u), i=i: me()._ready(p, u(), i)
+                p.ready = lambda p, me=weakref.ref(self), u=weakref.ref(u), i=i: me()._ready(p, u(), i)    # else a cycle unseen by python
                 p.register_post_accumulate_grad_hook(p.ready)
                 is_muon = muon and p.spec.kind == 'matrix'
                 self._run(self.spans if is_muon else self.runs, u, meet(a, b, *u.span), u.span[0], p.spec.kind)
@@ -335,8 +319,7 @@ class Optimizer:
                 if is_muon:
                     plans.setdefault(u.orth.name, (u.orth, []))[1].extend(split_matrices(u, p, a))
         self.plans = [self._plan(*x) for x in plans.values()]
-        # (memory table, sum of squares of each row (rows,)); gather_rows() of each
-        self.tables, self.touched = [], []
+        self.tables, self.touched = [], []                                     # (table, sum of squares of each row); gather_rows() of each
         for p in (p for model in models for p in model.parameters() if p.spec.kind == 'table'):
             p.data, p.pairs = p.data.to(self.units[0].master.dtype), []
             self.tables.append((p, p.new_zeros(len(p))))
@@ -354,10 +337,7 @@ class Optimizer:
     # -------- gradients
 
     def start(self, micros):
-        """
-        Call before the first backward pass of a step of `micros` microbatches: a unit is reduced when its last gradient of the last one is
-        there (ZeRO-2, 3: of each).
-        """
+        """Before the backward passes of `micros` microbatches: a unit is reduced at its last gradient of the last (ZeRO-2, 3: of each)."""
         for u in self.units:
             u.left = len(u.params) * (micros if u.stage < 2 else 1)
 
@@ -377,10 +357,7 @@ class Optimizer:
         self.flying.append(u)
 
     def reduce(self):
-        """
-        Wait for the reductions that were started, do the rest; every gradient that this rank owns is then the global sum (ZeRO-0: every
-        one).
-        """
+        """Wait for the reductions that were started, do the rest: gradients that this rank owns (ZeRO-0: all) are then the global sum."""
         for u in self.units:
             if u.sum is not None and not (u.done and u.stage < 2):             # some of its gradients did not come
                 self._reduce(u)
@@ -389,8 +366,7 @@ class Optimizer:
         self.flying = []
         for u in self.units:
             for k, g in enumerate(u.then):
-                # little, and in the order of the ranks: a ring's order depends on
-                if k and g.size > 2:
+                if k and g.size > 2:                                           # little, and in the order of the ranks: a ring's depends on
                     first, *rest = all_gather(u.due, g).view(g.size, -1)       # where in the buffer a number lies, and so on the shards
                     u.due.copy_(first)
                     for x in rest:
@@ -439,9 +415,9 @@ class Optimizer:
             for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
                 mine = [(u, s) for u, s, k in self.runs if k == kind]
                 lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'due', 'm', 'v')]
-                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), amsgrad=False, lr=lr * self.lr_scale.get(kind, 1.0),
-                                    beta1=self.betas[0],
-                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, maximize=False)
+                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
+                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, amsgrad=False,
+                                    maximize=False)
             self._muon(lr)
             self._adagrad(lr * self.lr_scale.get('table', 1.0))
             self.publish()
@@ -520,46 +496,37 @@ class Optimizer:
                 torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
 
     def _adagrad(self, lr):
-        """
-        A touched row moves by its gradient over the root of the sum of all its squared norms so far: the first step has the length lr.
-        """
+        """A touched row moves by its gradient over the root of all its squared norms so far: the first step has the length lr."""
         for (p, total), (rows, g) in zip(self.tables, self.touched):
             s = total[rows] + all_reduce(g.square().sum(1), self.mesh.tp)
             total[rows] = s
             p.data[rows] -= g * (lr * s.clamp(min=1e-30).rsqrt())[:, None]
 
     def flops(self):
-        """
-        Operations of one step on the whole parameters of this rank's stage, whatever the layout; 16 per parameter of AdamW, clipping
-        included.
-        """
+        """Operations of one step on the whole parameters of this rank's stage, in any layout; 16 per parameter, clipping included."""
         total = 0
         for p in (p for u in self.units for p in u.params):
             if 'ends' in p.spec.sums and self.mesh.pp.rank:                    # the tied embedding is on the first stage, too
                 continue
             size = math.prod(p.spec.shape)
             total += 16 * size
-            # 5 iterations of a a^T, its square, and that times a; the smaller side is squared
-            if self.muon and p.spec.kind == 'matrix':
+            if self.muon and p.spec.kind == 'matrix':                          # 5 times a a^T, its square, that times a;
                 for rows in p.spec.parts or p.spec.shape[-2:-1]:
-                    r, c = sorted((rows, p.spec.shape[-1]))
+                    r, c = sorted((rows, p.spec.shape[-1]))                    # the smaller side is squared
                     total += math.prod(p.spec.shape[:-2]) * 5 * (4 * r * r * c + 2 * r ** 3)
         return total
 
     # -------- state
 
     def tensors(self, saving=False):
-        """
-        (name, Spec, flat tensor, where it begins in this rank's slice) of all that a checkpoint holds: masters, moments. saving: what this
-        rank owns of it.
-        """
+        """(name, Spec, tensor, where it begins in this rank's slice) of what a checkpoint holds. saving: what this rank owns of it."""
         for u in self.units:
             for p, s in zip(u.params, u.slices):
                 a, b = meet(s.start, s.stop, *((u.lo, u.hi) if saving else u.span))
                 for kind, flat in (('param', u.master), ('exp_avg', u.m), ('exp_avg_sq', u.v)):
                     if b > a and not (kind == 'exp_avg_sq' and self.muon and p.spec.kind == 'matrix'):
-                        yield f'{kind}/{p.spec.name}', p.spec, flat[a - u.span[0]:b - u.span[0]].view(p.shape if b - a == p.numel()
-                                                                                                      else -1), a - s.start
+                        x = flat[a - u.span[0]:b - u.span[0]]
+                        yield f'{kind}/{p.spec.name}', p.spec, x.view(p.shape) if b - a == p.numel() else x, a - s.start
         for p, total in self.tables if not (saving and self.mesh.dpcp.rank) else ():
             yield from ((f'param/{p.spec.name}', p.spec, p.data, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
 

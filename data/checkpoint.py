@@ -115,7 +115,7 @@ def prune(out_dir, keep):
 
 
 class Checkpoint:
-    """An opened checkpoint: .meta, .names, full(name) -> the assembled global tensor. ValueError, one line: something missing or damaged."""
+    """An opened checkpoint: .meta, .names, full(name) -> the assembled global tensor. ValueError, one line: missing or damaged."""
     def __init__(self, path):
         self.path = Path(path)
         try:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from PIL import Image
 from data.checkpoint import Checkpoint, checkpoints
 from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
-from data.loader import loc_rc
+from data.collate import loc_rc
 from data.tools import call, check, clean
 from model import D, Decoder, ModelConfig, build
 from parallel import check_layout, make_mesh, start_world
@@ -175,7 +175,7 @@ class Row:
     def follow(self, i, before=-1):
         """Grammar goes on over id i -> the coordinates (4,) of its position: own row and column, those of the next. -1: none."""
         c, own, new = self.codec, (-1, -1), self.mode
-        if i >= c.loc0:                                                # as loader.loc_rc
+        if i >= c.loc0:                                                # as collate.loc_rc
             own = tuple((k - c.loc0 + .5) / c.n_loc if k >= c.loc0 else -1 for k in (i, before))
         if self.mode == TEXT and i in (c.sp['boi'], c.sp['boa']):
             new, self.grid, self.begun = HEIGHT if i == c.sp['boi'] else SOUND, (0, 0), len(self.frames)

@@ -7,7 +7,7 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
-import ctypes, json, math, os, resource, shutil, signal, subprocess, sys, threading, time
+import ctypes, json, math, os, resource, shutil, signal, sys, threading, time
 from collections import Counter, deque
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,7 +19,8 @@ from configurator import configure
 from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
 from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.llama import Llama
-from data.loader import eval_batches, open_shards, shard_dir, train_batches
+from data.loader import eval_batches, train_batches
+from data.shards import open_shards, prepared
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
 from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world)
@@ -176,26 +177,8 @@ for n in names:
         there = ', '.join(sorted(p.parent.name for p in root.glob('data/*/prepare.py')))
         die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {there}')
 
-def prepared(name, tok, codec):
-    """
-    The folder of a data set's shards, made by its prepare.py when it is missing. A source file given by the user has shards of its own.
-    """
-    source, flag = (input, 'input') if name == 'shakespeare' else (fsdd, 'fsdd') if name == 'speech' else ('', '')
-    out, flags = shard_dir(name, codec), [f'--tokenizer={tok}', f'--n_loc={n_loc}']
-    if source:
-        p = Path(source).expanduser().resolve()
-        if not p.exists():
-            die(f'{flag}={source}: no such file or folder')
-        out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
-        flags += [f'--{flag}={p}']
-    if not (out / 'meta.json').exists():
-        if master:
-            say(f'preparing data/{name} in {out}')
-            if subprocess.run([sys.executable, str(root / 'data' / name / 'prepare.py'), *flags, f'--out={out}'],
-                              env={**os.environ, 'RANK': '0'}).returncode:
-                die(f'data/{name}/prepare.py did not finish (see above)')
-    return out
-
+sources = dict(shakespeare=(input, 'input'), speech=(fsdd, 'fsdd'))                # what the user has given, and prepare.py's flag for it
+folder_of = lambda name, codec: prepared(name, codec, *sources.get(name, ()), make=master)
 if not master:                                     # rank 0 makes what is missing, the others come when it is there
     try:
         dist.barrier()
@@ -204,10 +187,10 @@ if not master:                                     # rank 0 makes what is missin
 try:
     if tokenizer.startswith('bpe:') and not (root / 'data' / f'bpe_{tokenizer[4:]}.json').exists():
         plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
-        s = open_shards(prepared(names[0], 'bytes', plain), 'train', plain)
+        s = open_shards(folder_of(names[0], plain), 'train', plain)
         save_bpe(train_bpe(np.where(s['ids'] < 256, s['ids'], 10).astype(np.uint8).tobytes(), int(tokenizer[4:])))
     codec = Codec(tokenizer, n_loc)
-    folders = {n: prepared(n, tokenizer, codec) for n in names}
+    folders = {n: folder_of(n, codec) for n in names}
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
     val_sets = {n: open_shards(folders[n], val_split, codec) for n in names}
     if master and world > 1:

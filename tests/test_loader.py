@@ -9,7 +9,10 @@ import torch
 
 import toy
 from data.codec import Codec
-from data.loader import FRAME_D, collate, eval_batches, open_shards, pack_eval, pack_train, shard_dir, train_batches, write_shards
+from data.collate import collate
+from data.loader import eval_batches, pack_eval, pack_train, train_batches
+from data.media import FRAME_D
+from data.shards import open_shards, shard_dir, write_shards
 from parallel import zigzag
 from toy import codec
 

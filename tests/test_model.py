@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import toy
-from data.loader import collate, pack_train
+from data.collate import collate
+from data.loader import pack_train
 from model import D, Flow, ModelConfig, MoE, Muse, count_flops, count_params, ngrams
 from parallel import attention, attention_mask, expert_mlp, linear_cross_entropy, solo_mesh
 from toy import codec

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 import grid
 import toy
-from data.loader import collate
+from data.collate import collate
 from model import build
 from data.checkpoint import Checkpoint
 from optim_zero import Optimizer

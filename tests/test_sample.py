@@ -16,7 +16,7 @@ import torch
 import sample
 import toy
 from data.codec import to_uint8, unpatchify
-from data.loader import collate
+from data.collate import collate
 from model import D, Decoder, ModelConfig, build
 from data.checkpoint import save_checkpoint
 from parallel import Spec, make_mesh, solo_mesh

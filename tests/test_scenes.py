@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from data.codec import Codec, mel, unmel
-from data.loader import open_shards
+from data.shards import open_shards
 from data.scenes import prepare as P, scenes as S, task as T
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 from data.codec import Codec
-from data.loader import collate, pack_train
+from data.collate import collate
+from data.loader import pack_train
 from optim_zero import gather_rows
 from parallel import solo_mesh
 
@@ -26,7 +27,7 @@ def documents(n=40, seed=0):
 
 
 def shards(docs):
-    """The same dict of arrays as loader.open_shards, in memory."""
+    """The same dict of arrays as shards.open_shards, in memory."""
     enc = [codec.encode(d) for d in docs]
     cat = lambda k: np.concatenate([e[k] for e in enc])
     at = np.cumsum([[0, 0, 0]] + [[len(e['ids']), len(e['patches']), len(e['frames'])] for e in enc], 0)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.codec import Codec
-from data.loader import open_shards
+from data.shards import open_shards
 
 corpora = 'stdlib+shakespeare'
 seeds = 3

@@ -1,0 +1,114 @@
+"""
+Shards on disk, written once and memory-mapped.
+
+A data set is a folder  data/NAME/shards-TOKENIZER/  of raw little-endian arrays, one set per split:
+    SPLIT.ids.bin   uint16 / uint32 (N,)   token ids, placeholders included       SPLIT.w.bin   uint8 (N,)  learned as a target?
+    SPLIT.patch.bin uint8 (P, 192)         image patches in order                 SPLIT.rc.bin  float32 (P, 2)  patch centres
+    SPLIT.frame.bin float16 (F, 128)       audio frames in order                  SPLIT.doc.bin int64 (n + 1, 3)  offsets of each document
+and meta.json (counts, tokenizer, licence). Only write_shards writes it, and renames it into place when it is whole.
+"""
+import json, os, shutil, subprocess, sys, time
+from pathlib import Path
+import numpy as np
+from data.media import D, FRAME_D
+
+ROOT = Path(__file__).resolve().parent
+
+
+def shard_dir(name, codec, root=ROOT):
+    return Path(root) / name / ('shards-' + codec.name.replace(':', '_') + ('' if codec.n_loc == 64 else f'-{codec.n_loc}'))
+
+
+def write_shards(out_dir, splits, codec, info):
+    """Encode {'train': iterable of documents, 'val': ...} into out_dir; returns the meta dict. Half-made data never gets the final name."""
+    out, tmp = Path(out_dir), Path(f'{out_dir}.tmp{os.getpid()}')
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    meta = dict(info, tokenizer=codec.name, codec=codec.fingerprint(), splits={})
+    dtype = np.uint16 if codec.n_vocab <= 65536 else np.uint32
+    try:
+        for split, docs in splits.items():
+            files = {k: open(tmp / f'{split}.{k}.bin', 'wb') for k in ('ids', 'w', 'patch', 'rc', 'frame', 'doc')}
+            at, n, n_text, t0, shown = np.zeros(3, np.int64), 0, 0, time.time(), 0.0
+            files['doc'].write(at.tobytes())
+            for doc in docs:
+                e = codec.encode(doc)
+                for key, a in (('ids', e['ids'].astype(dtype)), ('w', e['w']), ('patch', e['patches']), ('rc', e['rc']),
+                               ('frame', e['frames'].astype(np.float16))):
+                    files[key].write(np.ascontiguousarray(a).tobytes())
+                at += (len(e['ids']), len(e['patches']), len(e['frames']))
+                files['doc'].write(at.tobytes())
+                n, n_text = n + 1, n_text + codec.n_bytes(e['ids'])
+                if time.time() - shown > 0.5 and sys.stderr.isatty():
+                    shown = time.time()
+                    print(f'\r{out.parent.name} {split}: {n:,} documents, {at[0]:,} positions, {shown - t0:.0f} s ', end='',
+                          file=sys.stderr)
+            for f in files.values():
+                f.flush(), os.fsync(f.fileno()), f.close()
+            if sys.stderr.isatty():
+                print('\r' + ' ' * 79, end='\r', file=sys.stderr)
+            meta['splits'][split] = dict(documents=n, positions=int(at[0]), patches=int(at[1]), frames=int(at[2]), text_bytes=int(n_text))
+        (tmp / 'meta.json').write_text(json.dumps(meta, indent=1))
+        if out.exists():                                 # aside first: what has the final name is whole at every moment
+            os.rename(out, f'{tmp}.old')
+        os.rename(tmp, out)
+    finally:
+        if not out.exists() and Path(f'{tmp}.old').exists():     # stopped between the two renames
+            os.rename(f'{tmp}.old', out)
+        for old in (tmp, Path(f'{tmp}.old')):
+            shutil.rmtree(old, ignore_errors=True)
+    for split, s in meta['splits'].items():
+        print(f"{out.parent.name} {split}: {s['documents']:,} documents, {s['positions']:,} positions "
+              f"({s['patches']:,} patches, {s['frames']:,} frames, {s['text_bytes']:,} bytes of text)")
+    size = sum(f.stat().st_size for f in out.iterdir())
+    print(f"{out}: {size / 1e6:.1f} MB; source: {info.get('source')}; licence: {info.get('licence')}; "
+          f"skipped: {info.get('skipped') or 'none'}")
+    return meta
+
+
+def open_shards(out_dir, split, codec):
+    """One split of one data set as a dict of memory-mapped arrays. Raises ValueError, one line, if it was made by another codec."""
+    out, s = Path(out_dir), {}
+    try:
+        s['meta'] = meta = json.loads((out / 'meta.json').read_text())
+        if meta['codec'] != codec.fingerprint():
+            raise RuntimeError(f"{out} was prepared with another tokenizer ({meta['tokenizer']}, fingerprint {meta['codec']}): "
+                               'delete that folder to prepare it again')
+        if split not in meta['splits']:
+            raise RuntimeError(f"{out} has no split {split}: it has {', '.join(meta['splits'])}")
+        size = meta['splits'][split]
+        for k, dt, width, n in (('ids', np.uint16 if codec.n_vocab <= 65536 else np.uint32, 0, size['positions']),
+                                ('w', np.uint8, 0, size['positions']),
+                                ('patch', np.uint8, D, size['patches']), ('rc', np.float32, 2, size['patches']),
+                                ('frame', np.float16, FRAME_D, size['frames']), ('doc', np.int64, 3, size['documents'] + 1)):
+            f = out / f'{split}.{k}.bin'
+            if f.stat().st_size != n * max(width, 1) * np.dtype(dt).itemsize:
+                raise ValueError(f'{f.name} has {f.stat().st_size} bytes, {n * max(width, 1) * np.dtype(dt).itemsize} expected')
+            a = np.memmap(f, dt, 'r').view(np.ndarray) if n else np.zeros(0, dt)            # plain arrays slice faster
+            s[k] = a.reshape(-1, width) if width else a
+    except RuntimeError as e:
+        raise ValueError(str(e)) from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        why = ' '.join(str(e).split()) or type(e).__name__
+        raise ValueError(f'{out} is damaged ({why}): delete that folder to prepare it again') from None
+    return s
+
+
+def prepared(name, codec, file='', flag='', make=True):
+    """
+    The folder of a data set's shards, made by its prepare.py when it is missing (make=False: another rank does). file: a source given by
+    the user, as --flag of prepare.py, which has shards of its own. ValueError, one line, if there is no such file or it did not finish.
+    """
+    out, flags = shard_dir(name, codec), [f'--tokenizer={codec.name}', f'--n_loc={codec.n_loc}']
+    if file:
+        p = Path(file).expanduser().resolve()
+        if not p.exists():
+            raise ValueError(f'{flag}={file}: no such file or folder')
+        out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
+        flags += [f'--{flag}={p}']
+    if make and not (out / 'meta.json').exists():
+        print(f'preparing data/{name} in {out}')
+        command = [sys.executable, str(ROOT / name / 'prepare.py'), *flags, f'--out={out}']
+        if subprocess.run(command, env={**os.environ, 'RANK': '0'}).returncode:
+            raise ValueError(f'data/{name}/prepare.py did not finish (see above)')
+    return out

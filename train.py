@@ -20,7 +20,8 @@ from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
 from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.llama import Llama
 from data.loader import eval_batches, train_batches
-from data.shards import open_shards, prepared
+from data.plan import product_peak
+from data.shards import open_shards, prepared, unigram
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
 from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world)
@@ -241,10 +242,7 @@ say(f"model: {params['total']:,} parameters ({params['active']:,} active), {dtyp
     f"data: {' + '.join(names)}, {rows} rows of {block_size} per step, {mesh.world.size} process(es)")
 
 def state(saving=False):
-    """
-    (name, Spec, tensor, where it begins in this rank's slice): everything that a checkpoint holds; saving: what this rank may have to
-    write.
-    """
+    """(name, Spec, tensor, where it begins in this rank's slice): all that a checkpoint holds; saving: what this rank may have to write."""
     yield from opt.tensors(saving)
     for name, b in (nb for m in models for nb in m.named_buffers()):      # the experts' selection bias
         if name.endswith('.bias') and not (saving and mesh.dpcp.rank):
@@ -257,29 +255,30 @@ try:
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
 step, best, bad, resumed, saved = 0, math.inf, 0, None, True
-# batches that rollbacks have skipped; the last losses; rollbacks to each checkpoint
-shift, recent, returns = 0, deque(maxlen=100), Counter()
+shift, recent, returns = 0, deque(maxlen=100), Counter()         # batches that rollbacks have skipped; last losses; rollbacks to each path
 wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
 plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkpoint from before a key was there has of it
 
 def load(path, weights_only=False):
-    """Fill model (and optimizer) from a checkpoint folder, on all ranks or none: ValueError or LookupError. Returns its meta."""
+    """Fill model (and optimizer) from a checkpoint folder, or hf:, on all ranks or none: ValueError or LookupError. Returns its meta."""
     global step, best, shift, origin
     try:
-        error, ck = None, fill(path, weights_only)
+        error, meta = None, fill(path, weights_only)
     except (ValueError, LookupError) as e:
         error = e
     if not everywhere(error is None):              # before opt.loaded, which begins to gather: all ranks or none
         raise error or ValueError(f'{path}: another rank cannot read it')
-    opt.loaded(0 if weights_only else ck.meta['optimizer_steps'])
+    opt.loaded(0 if weights_only else meta['optimizer_steps'])
     if not weights_only:
-        step, best, shift = (ck.meta.get(k, 0) for k in ('step', 'best', 'shift'))
-        origin = ck.meta.get('origin', 'scratch')
-        recent.clear(), recent.extend(ck.meta.get('recent', ()))
-    return ck.meta
+        step, best, shift = (meta.get(k, 0) for k in ('step', 'best', 'shift'))
+        origin = meta.get('origin', 'scratch')
+        recent.clear(), recent.extend(meta.get('recent', ()))
+    return meta
 
 def fill(path, weights_only):
     """The part of load() that a rank does alone; what it can read may differ: a stage reads only its own layers."""
+    if path == init_from and path.startswith('hf:'):
+        return Checkpoint.fill(llama, llama.tensors(state()))
     ck = Checkpoint(path)
     if (there := {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
         k = next(k for k in wanted if there.get(k) != wanted[k])
@@ -291,7 +290,7 @@ def fill(path, weights_only):
     if not weights_only and init_from not in ('auto', 'scratch', ck.meta.get('origin', 'scratch')):
         raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
     ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))
-    return ck
+    return ck.meta
 
 def everywhere(ok):
     """Whether it is so on all ranks."""
@@ -320,17 +319,7 @@ try:
             p.rename(aside / p.name)
         say(f'the checkpoints of an earlier run were moved to {aside}')
     if init_from not in ('auto', 'scratch') and not there:
-        if init_from.startswith('hf:'):
-            error = None
-            try:
-                Checkpoint.fill(llama, llama.tensors(state()))
-            except ValueError as e:
-                error = e
-            if not everywhere(error is None):
-                raise error or ValueError(f'{init_from}: another rank cannot read it')
-            opt.loaded(0)
-        else:
-            load(init_from, weights_only=True)
+        load(init_from, weights_only=True)
         say(f'weights from {init_from}')
 except (LookupError, ValueError) as e:
     die(str(e))
@@ -371,13 +360,6 @@ def evaluate(blind=False):
     for m in models:
         m.train()
     return out
-
-def unigram(name):
-    """Cross-entropy in nats of the validation's text targets under the frequencies of the training's: what knowing no context gives."""
-    count = lambda s: np.bincount(s['ids'][(s['w'] > 0) & ~np.isin(s['ids'], [codec.sp['img'], codec.sp['eoi']])], minlength=codec.n_vocab)
-    p = count(train_sets[names.index(name)]) + 1.0
-    n = count(val_sets[name])
-    return float(-(n * np.log(p / p.sum())).sum() / max(n.sum(), 1))
 
 def to_device(b):
     if device != 'cpu':
@@ -467,10 +449,7 @@ def batches():
                          dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
 
 def roll_back(why):
-    """
-    To the newest checkpoint that can be read, past the batches since; whether it did: not more than three times to one step, which would be
-    no way out.
-    """
+    """To the newest checkpoint that can be read, past the batches since; whether it did: three times to one step would be no way out."""
     global loader, shift
     finish_saving()
     there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1
@@ -492,25 +471,10 @@ def roll_back(why):
         die(f'{why}: {error}; there is no checkpoint before it to go back to')
     return False
 
-def product_peak():
-    """Operations per second of this process in one large matrix product of the compute type: what mfu is a fraction of."""
-    n = 1024 if device == 'cpu' else 8192
-    x, y = torch.randn(n, n, dtype=compute, device=device), torch.empty(n, n, dtype=compute, device=device)
-    best = math.inf
-    for _ in range(5):
-        t = time.perf_counter()
-        torch.mm(x, x, out=y)
-        if device != 'cpu':
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - t)
-    return 2 * n ** 3 / best
-
-peak = product_peak()
+peak = product_peak(compute, device)
 loader = batches()
-# operations of the optimizer per step; each stage knows its own
-update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()
-# since this start: of the whole world; of this process, evaluation left out
-spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()
+update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()      # operations of the optimizer, of all stages
+spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()         # since this start: of the world; of this process, without evaluation
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
     s, micros, counts = next(loader)
@@ -532,8 +496,7 @@ while step < max_steps:
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
     sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device))
                         for k in ('txt', 'img', 'aud')])
-    # the tp ranks of the last stage count the same; the others have nothing to add
-    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)
+    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)                           # the tp ranks of the last stage count the same
     if cfg.n_expert:
         balance(math.isfinite(norm))
     bad = 0 if math.isfinite(norm) else bad + 1
@@ -564,17 +527,16 @@ while step < max_steps:
             f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
         record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms,
-               tok_s=rate,
-               cost=dict(flops=spent_flops, cpu_s=spent_cpu))
+               tok_s=rate, cost=dict(flops=spent_flops, cpu_s=spent_cpu))
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()
-        # without payloads there is nothing to blind
-        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val
+        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val       # without payloads: nothing to blind
         for name, r in val.items():
-            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {c:.4f})' if (c := control.get(name, {}).get(k)) and c != v
-                                                              else '') for k, v in r.items())
-                + (f'; text by unigram frequencies {unigram(name):.4f}' if control and master else ''))
+            blind = {k: c for k, c in control.get(name, {}).items() if c and c != r[k]}
+            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {blind[k]:.4f})' if k in blind else '') for k, v in r.items())
+                + (f'; text by unigram frequencies {unigram(train_sets[names.index(name)], val_sets[name], codec):.4f}'
+                   if control and master else ''))
         record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']),
                **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf

@@ -10,9 +10,11 @@ text, each row for one document. sp is on wherever tp is: the same bytes, less m
 
 Not in it: launches of kernels, permutations and uneven load of experts, data, checkpoints, evaluation, failures.
 """
+import math, time
 from collections import Counter
 from copy import copy
 from functools import lru_cache
+import torch
 from model import D, N_FREQ, count_activations, count_flops
 from parallel import split_layers
 
@@ -127,6 +129,19 @@ def memory(cfg, l, T, rank=0, width=2):
 
 
 # ---------------------------------------------------------------- what it takes
+
+def product_peak(dtype, device):
+    """Operations per second, measured, of one large matrix product in this process: what the mfu of a training is a fraction of."""
+    n, best = 1024 if device == 'cpu' else 8192, math.inf
+    x, y = torch.randn(n, n, dtype=dtype, device=device), torch.empty(n, n, dtype=dtype, device=device)
+    for _ in range(5):
+        t = time.perf_counter()
+        torch.mm(x, x, out=y)
+        if device != 'cpu':
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - t)
+    return 2 * n ** 3 / best
+
 
 def ring(c, size, stride, nbytes, steps=None):
     """

@@ -1,5 +1,5 @@
 """
-Shards on disk, written once and memory-mapped.
+Shards on disk: made, written once, memory-mapped, counted.
 
 A data set is a folder  data/NAME/shards-TOKENIZER/  of raw little-endian arrays, one set per split:
     SPLIT.ids.bin   uint16 / uint32 (N,)   token ids, placeholders included       SPLIT.w.bin   uint8 (N,)  learned as a target?
@@ -112,3 +112,10 @@ def prepared(name, codec, file='', flag='', make=True):
         if subprocess.run(command, env={**os.environ, 'RANK': '0'}).returncode:
             raise ValueError(f'data/{name}/prepare.py did not finish (see above)')
     return out
+
+
+def unigram(train, val, codec):
+    """Cross-entropy in nats of the text targets of val under the frequencies of train, two splits: what knowing no context gives."""
+    text = lambda s: s['ids'][(s['w'] > 0) & ~np.isin(s['ids'], [codec.sp['img'], codec.sp['eoi']])]
+    p, n = np.bincount(text(train), minlength=codec.n_vocab) + 1.0, np.bincount(text(val), minlength=codec.n_vocab)
+    return float(-(n * np.log(p / p.sum())).sum() / max(n.sum(), 1))

@@ -11,7 +11,7 @@ Rules that hold everywhere (DESIGN.md 3):
   * Each parameter carries a Spec: its global shape, the slice held here, the groups over which its gradient is summed, its number
     of copies in the world. Initialisation, gradient sync, norm, optimizer and checkpoint all read it, and nothing else.
 """
-import atexit, hashlib, math, os, sys
+import atexit, ctypes, hashlib, math, os, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -148,6 +148,12 @@ def start_world(device, minutes=10):
         atexit.register(dist.destroy_process_group)                # without it Gloo sometimes aborts a run that has ended well
         watch(pulse, rank, world, 60 * minutes, 'torchrun' if agent else 'rank 0')
     return rank, world, device
+
+
+def keep_pages():
+    """On CPU glibc gives large blocks back to the kernel and asks for them again at every step, zeroed page by page: let it keep them."""
+    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)
 
 
 # ---------------------------------------------------------------- collectives

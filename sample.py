@@ -13,8 +13,8 @@ a position per step, on one contiguous KV cache; the place of a row that ended g
 prompt that several requests share (the same object) is read once and forked. Random numbers are a hash of (seed, request, position), so
 neighbours, order and layout change nothing. With tensor or pipeline parallelism all ranks run this loop and make the same choices.
 """
-import ctypes, math, os, shutil, signal, sys, time
-from collections import Counter, deque
+import os, signal, sys, time
+from collections import deque
 from contextlib import redirect_stdout
 from json import dumps
 from pathlib import Path
@@ -23,12 +23,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from data.agents import agent_step, latency, majority, report, turn
 from data.checkpoint import Checkpoint, checkpoints
 from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
-from data.collate import loc_rc
-from data.tools import call, check, clean
+from data.collate import features
+from data.terminal import columns, printer
+from data.tools import clean
 from model import D, Decoder, ModelConfig, build
-from parallel import check_layout, make_mesh, start_world
+from parallel import check_layout, keep_pages, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model
 
@@ -55,23 +57,6 @@ def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
             if not older or not str(e).startswith(str(p)):             # not the checkpoint's fault
                 raise
             print(f'{e}; taken instead: {older}', file=sys.stderr)
-
-
-def features(codec, e, blind=False, before=-1):
-    """
-    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img>
-    and <aud>, in order. blind: zeros instead. before: the id in front of the document.
-    """
-    ids, img, aud = e['ids'], codec.sp['img'], codec.sp['aud']
-    rc, at = np.full((len(ids), 4), -1, np.float32), np.flatnonzero(ids == img)
-    rc[at, :2], rc[at - 1, 2:] = e['rc'], e['rc']                      # an <img> is never first: its header is
-    rc[:, :2] = np.where((ids >= codec.loc0)[:, None], loc_rc(np.r_[before, ids], codec)[1:], rc[:, :2])
-    kind = ids[np.isin(ids, (img, aud))]
-    x = np.zeros((len(kind), D), np.float32)
-    if not blind:
-        x[kind == img] = e['patches'] / np.float32(127.5) - 1
-        x[kind == aud, :e['frames'].shape[1]] = e['frames']
-    return ids, rc, x
 
 
 def read(dec, codec, feeds, n, S, rows):
@@ -249,8 +234,8 @@ class Engine:
         self.bias = torch.full((2, model.cfg.vocab_size), float('-inf'), device=self.h.device)             # in text, in a sound
         self.bias[0, :codec.n_vocab] = self.bias[1, [sp['aud'], sp['eoa']]] = 0
         self.bias[0, [sp[k] for k in ['img', 'eoi', 'aud', 'eoa', 'pad'] + no]] = float('-inf')
-        if self.h.device.type == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):                  # let glibc keep large blocks:
-            libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)       # given back at every step, they cost up to a third of it
+        if self.h.device.type == 'cpu':
+            keep_pages()
 
     def add(self, prompt, then=(), **options):
         """
@@ -503,15 +488,13 @@ class Engine:
             self._compact()
 
 
-def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, guide=1.0, flow_steps=20, noise=0.75,
-             max_patches=64, batch=64, blind=False, unprompted=None, stream=None, ctx=None):
+def generate(model, codec, prompts, *, max_new=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, ctx=None, batch=64, **options):
     """
     prompts: encoded documents -> for each the dict of Row.finish: ids, text, logp, logq, w, images, audio, doc. At most `batch` at a time;
     the same object several times is read once. stream(row, id): row.index is the number of the prompt; ctx: of the tools of each. The rest
-    as in Engine and Engine.add.
+    as in Engine.add; options: of the Engine.
     """
-    engine = Engine(model, codec, rows=batch, guide=guide, unprompted=unprompted, flow_steps=flow_steps, noise=noise,
-                    max_patches=max_patches, blind=blind, stream=stream)
+    engine = Engine(model, codec, rows=batch, **options)
     rows = [engine.add(p, index=i, seed=seed, max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, ctx=ctx and dict(ctx))
             for i, p in enumerate(prompts)]
     engine.run()
@@ -537,12 +520,6 @@ def score(model, codec, docs, blind=False, batch=64):
     return out
 
 
-def turn(codec, text, images=(), sounds=()):
-    """The segments of a user's turn, up to the point where the assistant speaks. Pictures come first, sounds inside the turn."""
-    return [*(('image', x, 0) for x in images), ('ids', [codec.sp['user']], 0), *(('audio', x, 0) for x in sounds), ('text', text, 0),
-            ('ids', [codec.sp['assistant']], 0)]
-
-
 def follow_up(codec, doc, segments):
     """An encoded document and the turn after it -> one, ids as they are. A picture that was cut off is left out, a sound ends."""
     r, ids, sp = Row(codec, doc), doc['ids'], codec.sp
@@ -553,99 +530,7 @@ def follow_up(codec, doc, segments):
     return {k: np.concatenate([doc[k][:cut[k]], e[k]]) for k in e}
 
 
-# ---------------------------------------------------------------- tools and agents
-
-def report(codec, ids):
-    """What an agent has to say, str: its last <report>, else what stands behind its last thought or tool; nothing inside of one."""
-    sp = codec.sp
-    said = [i for i in ids if not sp['r0'] <= i <= sp['r7'] and i not in [sp[k] for k in ('eot', 'img', 'aud', 'agent', '/report')]]
-    ends = {sp[k]: k for k in ('think', '/think', 'tool', '/out', 'report')}
-    at = max((k for k, i in enumerate(said) if i in ends), default=-1)
-    return '' if at >= 0 and ends[said[at]] in ('think', 'tool') else codec.untext(said[at + 1:]).strip()
-
-
-def agent_step(engine, row):
-    """
-    on_stop of rows with a ctx (data/tools.py): what they say between <tool> and </tool> is run, by the first rank of the model for all, and
-    the result goes between <out> and </out>. ground, draw and spawn ask the model itself: new requests to this engine, for which the row
-    waits; their random numbers are a hash of the row's. ctx may also have
-        max_new   positions of a sub-agent (256)
-        room      positions of the whole document: a result that does not fit is left out, and the row ends where it is full
-    n sub-agents share the row's pictures and get an nth part of its `tokens` each, of which those that may have agents themselves keep half
-    for these; what they do not say comes back.
-    """
-    c, sp, ctx, mesh, said, asked = engine.codec, engine.codec.sp, row.ctx, engine.model.mesh, [], []
-    if ctx is None or row.ids[-1] != sp['/tool']:
-        return None
-    ids = [*row.prompt['ids'].tolist(), *row.ids[:-1]]
-    last = max((k for k, i in enumerate(ids) if i in (sp['tool'], sp['/tool'])), default=0)
-    text, tokens = c.untext(ids[last + 1:]) if ids[last] == sp['tool'] else '', ctx.get('tokens', 0)
-    small = lambda k: load_image(Image.fromarray(ctx['images'][k]), engine.max_patches, c.n_loc - 1)
-
-    def ask(*documents, **options):
-        asked[:] = [(d, options) for d in documents]
-        return [r.result for r in said]                                # none yet when the call is made first
-
-    def ground(query, image):
-        found, = ask(turn(c, query, [small(image)]), max_new=64, temperature=0)
-        return [('ids', [i for i in found['ids'] if i < c.n_text or i >= c.loc0 or i in (sp['point'], sp['box'])], 0)]
-
-    def draw(prompt):
-        made, = ask(turn(c, prompt), max_new=engine.max_patches + 8)
-        check(made['images'], 'nothing was drawn')
-        return made['images'][0]
-
-    def spawn(tasks):
-        share, pictures = tokens // len(tasks), [small(k) for k in range(len(ctx.get('images', ())))]
-        check(share, f'{tokens} tokens are left, too few for {len(tasks)} agents')
-        own = min(-(-share // 2) if ctx['depth'] > 1 else share, ctx.get('max_new', 256))
-        said = ask(*([*turn(c, t, pictures), ('ids', [sp['agent']], 0)] for t in tasks), max_new=own,
-                   ctx=dict(ctx, depth=ctx['depth'] - 1, tokens=share - own))
-        return [report(c, r['ids']) for r in said]
-
-    def answer():
-        """The call: once to see what it asks the model (what it returns is of no use then), once more with the answers."""
-        more = dict(tokens=tokens, n_loc=c.n_loc, max_patches=engine.max_patches, ground=ground, draw=draw, spawn=spawn)
-        box = [(call(text, {**ctx, **more}), asked) if mesh.tp.rank == mesh.pp.rank == 0 else None]
-        for g in (mesh.tp, mesh.pp):
-            if g.size > 1:
-                dist.broadcast_object_list(box, g.ranks[0], group=g.pg)
-        result, asked[:] = box[0]
-        for out in (result, [('text', 'error: no room for the result', 0)]):
-            out = [('ids', [sp['out']], 0), *out, ('ids', [sp['/out']], 0)]
-            free = ctx.get('room', 1 << 30) - len(ids) - 1 - len(c.encode(out)['ids'])
-            if free > 0:
-                row.left = min(row.left, free)
-                return out
-
-    def back(_):
-        if all(r.result for r in said):
-            for r in said:
-                if r.ctx:
-                    ctx['tokens'] += r.left + r.ctx['tokens']
-            out = answer()
-            engine.insert(row, out) if out else engine.end(row)
-
-    out, (t, k, p) = answer(), row.knobs
-    for j, (document, options) in enumerate(asked):
-        options = dict(dict(temperature=t, top_k=k, top_p=p), **options)
-        if 'ctx' in options:
-            options['ctx'] = dict(options['ctx'])
-            ctx['tokens'] -= options['max_new'] + options['ctx']['tokens']
-        said.append(engine.add(c.encode(document), seed=int(row.key[0]), index=64 * len(ids) + j, on_end=back, **options))
-    return 'wait' if said else out
-
-
-def majority(answers):
-    """The most frequent; the first of several."""
-    return Counter(answers).most_common(1)[0][0] if answers else ''
-
-
-def latency(row):
-    """Decode steps that a row took one after the other: a position said (pictures are not counted) or a document read, each one."""
-    w = np.array(row.w)
-    return int(w.sum() + (np.diff(w, prepend=1) < 0).sum())
-
+# ---------------------------------------------------------------- many agents
 
 def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new=128, alone=0, temperature=1.0, top_k=0, top_p=1.0,
                 seed=0, ctx=None, watch=None, **options):
@@ -788,51 +673,13 @@ if __name__ == '__main__':
             save_wav(folder / file, unmel(x)) if file.endswith('wav') else Image.fromarray(x).save(folder / file)
         return [str(folder / file) for file in things]
 
-    def printer():
-        """-> show(row): prints what is new in it, whole characters, no placeholders of pictures and sounds; thoughts and tools dimly."""
-        seen, begun, held, dim = 0, False, [], ('think', 'tool', 'out')
-        def show(row):
-            nonlocal seen, begun
-            for i, w in zip(row.ids[seen:], row.w[seen:]):
-                seen, begun = seen + 1, begun or w > 0                 # not the reports that an orchestrator begins with
-                held.extend([i] * (begun and i not in (codec.sp['img'], codec.sp['aud'], codec.sp['eot'])))
-                text = codec.untext(held)
-                if text[-1:] != '\ufffd' or len(held) > 3:
-                    held.clear()
-                    on, off = (tty and i in [codec.sp[k + d] for d in dim] for k in ('', '/'))
-                    say('\x1b[2m' * on + clean(text) + '\x1b[0m' * off, end='', flush=True)
-        return show
-
-    def columns(show, height=6):
-        """-> watch() for contemplate(): on a terminal what each agent says, drawn over itself; the answer as it comes."""
-        drawn, blank = 0.0, codec.text(' ')[0]
-
-        def column(k, row, w):
-            text = codec.untext([blank if codec.n_text <= i < codec.loc0 else i for i in row.ids])
-            text = ' '.join(clean(text).split())
-            body = [text[i:i + w] for i in range(0, len(text), w)][-height:]
-            return [f'{k}: {len(row.ids)}{" done" * bool(row.result)}', *body, *[''] * (height - len(body))]
-
-        def watch(groups):
-            nonlocal drawn
-            g, now, width = groups[0], time.monotonic(), shutil.get_terminal_size().columns
-            if tty and drawn < math.inf and (g.merge or now > drawn + .1):
-                rows = g.agents[:max(1, width // 9)]
-                w = width // len(rows) - 1
-                lines = zip(*(column(k, r, w) for k, r in enumerate(rows, 1)))
-                first, *rest = (' '.join(x[:w].ljust(w) for x in line).rstrip() for line in lines)
-                say(f'\x1b[{height + 1}F\x1b[J' * (drawn > 0) + f'\x1b[1m{first}\x1b[0m', *rest, sep='\n', flush=True)
-                drawn = math.inf if g.merge else now
-            if g.merge:
-                show(g.merge)
-        return watch
-
     def answer(doc, name, n=1, number=0):
         """Answers, printed and written -> the last as a document."""
-        began, extra, show = time.monotonic(), {}, printer()
+        began, extra, show = time.monotonic(), {}, printer(codec, say, tty)
         try:
             if agents:
-                g, = contemplate(model, codec, [doc], agents, think=think, seed=seed + number, watch=columns(show), **options)
+                g, = contemplate(model, codec, [doc], agents, think=think, seed=seed + number, watch=columns(codec, say, tty, show),
+                                 **options)
                 results, extra = [g.pop('result')], g
             else:
                 results = generate(model, codec, [doc] * n, seed=seed + number, **options,

@@ -7,7 +7,7 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
-import ctypes, json, math, os, resource, shutil, signal, sys, threading, time
+import json, math, os, resource, shutil, signal, sys, threading, time
 from collections import Counter, deque
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,7 +24,8 @@ from data.plan import product_peak
 from data.shards import open_shards, prepared, unigram
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world)
+from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, keep_pages, make_mesh, schedule,
+                      start_world)
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
@@ -156,9 +157,8 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                  f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
     if not ok:
         die(why)
-# glibc gives large blocks back to the kernel and asks for them again at every step, zeroed page by page: let it keep them
-if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
-    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)
+if device == 'cpu':
+    keep_pages()
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
 master = rank == 0

@@ -108,3 +108,20 @@ def collate(rows, T, codec, draws, keys, cp=1, cp_rank=0, past=0):
         g[k] = np.concatenate([v, np.full((-len(v) % PAD, *v.shape[1:]), -1 if k == 'rc' else 0, v.dtype)])
     g.update(ids=ids, pos=pos, doc=doc, **({'past': before} if past else {}))
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in g.items()}, counts
+
+
+def features(codec, e, blind=False, before=-1):
+    """
+    An encoded document -> what the model reads: ids (n,), rc (n, 4) own and next coordinates, x (k, D) float32 the payloads of its <img>
+    and <aud>, in order. blind: zeros instead. before: the id in front of the document.
+    """
+    ids, img, aud = e['ids'], codec.sp['img'], codec.sp['aud']
+    rc, at = np.full((len(ids), 4), -1, np.float32), np.flatnonzero(ids == img)
+    rc[at, :2], rc[at - 1, 2:] = e['rc'], e['rc']                      # an <img> is never first: its header is
+    rc[:, :2] = np.where((ids >= codec.loc0)[:, None], loc_rc(np.r_[before, ids], codec)[1:], rc[:, :2])
+    kind = ids[np.isin(ids, (img, aud))]
+    x = np.zeros((len(kind), D), np.float32)
+    if not blind:
+        x[kind == img] = e['patches'] / np.float32(127.5) - 1
+        x[kind == aud, :e['frames'].shape[1]] = e['frames']
+    return ids, rc, x

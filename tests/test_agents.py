@@ -2,7 +2,6 @@
 Tools, sub-agents, contemplating and the command line, with a small model that has learned a handful of documents by heart: it says exactly
 the calls that are to be tested, and what comes back is compared with the documents.
 """
-import json
 import fcntl
 import itertools
 import json

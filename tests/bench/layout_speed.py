@@ -11,7 +11,6 @@ The figure of a layout is the median over the rounds of (seconds alone / seconds
 
 Target: at least 85% for dp2, tp2, pp2, cp2 and ep2.
 """
-import ctypes
 import json
 import sys
 import time
@@ -26,7 +25,7 @@ import grid
 from configurator import configure
 from model import ModelConfig, build
 from optim_zero import Optimizer
-from parallel import add_messages, forward_backward, make_mesh, schedule, solo_mesh, zigzag
+from parallel import add_messages, forward_backward, keep_pages, make_mesh, schedule, solo_mesh, zigzag
 from test_parallel import ranks
 
 these = 'dense dp2; dense tp2; dense tp2 sp; dense pp2 1f1b; dense pp2 zbh1; dense cp2 ring; moe dp2 ep2; dense dp2 zero1; dense dp2 zero3'
@@ -67,8 +66,7 @@ def stepper(layout, mesh):
 
 def work(rank, names):
     """-> {name: seconds of each round}."""
-    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
-        libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)                   # as train.py does
+    keep_pages()                                                               # as train.py does
     steps, times = {}, {}
     for name in names:
         l = grid.parse(name.removesuffix(' alone'))

@@ -8,7 +8,7 @@ does, and fresh pages, only add time); in theory at the measured F, B and W besi
 two chunks per rank, each half as deep. Target: zbh1 < interleaved or 1f1b < gpipe. In theory 1f1b idles as long as gpipe: its gain is
 memory, the peak of live activations, which is printed too.
 """
-import ctypes, json, sys, tempfile, time
+import json, sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from configurator import configure
 from data.plan import bubble_theory
-from parallel import add_messages, linear, make_mesh, run_pipeline, schedule, simulate
+from parallel import add_messages, keep_pages, linear, make_mesh, run_pipeline, schedule, simulate
 
 pp = 2           # processes
 m = 8            # microbatches
@@ -44,8 +44,7 @@ class Stage(torch.nn.Module):
 
 def work(rank, folder, results):
     torch.set_num_threads(1)
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)               # as train.py does: fresh pages would cost more than the products
+    keep_pages()                                                       # as train.py does: fresh pages would cost more than the products
     dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/s', pp), rank=rank, world_size=pp)
     mesh, out = make_mesh(pp=pp), []
     batch = [torch.randn(1, rows, width) for _ in range(m)]

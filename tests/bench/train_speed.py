@@ -13,7 +13,6 @@ products (model.count_flops, three times), for both sides alike.
 
 Targets: float32 at least the peer's tokens per second at 4x128 and 6x384; best at least twice at 6x384; at 12x768 60% of the peak.
 """
-import ctypes
 import importlib.util
 import json
 import sys
@@ -28,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from configurator import configure
 from model import ModelConfig, build, count_flops
 from optim_zero import Optimizer
-from parallel import forward_backward, solo_mesh
+from parallel import forward_backward, keep_pages, solo_mesh
 
 peer = ''      # a checkout of nanoGPT; '': only ours
 only = ''      # a size
@@ -39,8 +38,7 @@ configure(globals())
 # layers, width, heads, block, rows of a step, rows of a microbatch, rounds
 SIZES = {'4x128': (4, 128, 4, 64, 12, 12, 40), '6x384': (6, 384, 6, 256, 32, 8, 6), '12x768': (12, 768, 12, 512, 4, 4, 4)}
 V, FAST = 65, torch.cpu._is_amx_tile_supported()
-if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
-    libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)               # as train.py does, here for both
+keep_pages()                                                           # as train.py does, here for both
 torch.set_num_threads(threads or torch.get_num_threads())
 
 

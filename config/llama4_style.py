@@ -1,11 +1,11 @@
 """
-Baseline in the manner of Llama 4: as llama_dense.py, but behind the first layer every token goes to a shared expert and to the one of 8 experts
-whose sigmoid score is highest (top-1; the gate is the score).
+Baseline in the manner of Llama 4: as llama_dense.py, but behind the first layer every token goes to a shared expert and to the one of
+8 experts whose sigmoid score is highest (top-1; the gate is the score).
 
     python train.py config/llama4_style.py
 
-As many operations per token as llama_dense.py, at three times its CPU-seconds: eight small products in place of a large one. Batch and learning rate are
-those tuned for llama_dense.py; **a grid of its own has not been run yet**.
+As many operations per token as llama_dense.py, at three times its CPU-seconds: eight small products in place of a large one. Batch and
+learning rate are those tuned for llama_dense.py; **a grid of its own has not been run yet**.
 """
 out_dir = 'out-llama4-style'
 dataset = 'stdlib'

@@ -3,8 +3,8 @@ Dense baseline in the manner of Llama: RMSNorm, RoPE, SwiGLU, grouped queries, A
 
     python train.py config/llama_dense.py
 
-One CPU core, about a minute. Tuned on the dev split of stdlib (never the one that scores) at this budget, 1.1 million tokens for width 96. Nats per byte,
-one seed, learning rate 2.5e-3, 5e-3, 1e-2:
+One CPU core, about a minute. Tuned on the dev split of stdlib (never the one that scores) at this budget, 1.1 million tokens for width
+96. Nats per byte, one seed, learning rate 2.5e-3, 5e-3, 1e-2:
 
     width 96, 4 layers, 4.2e12 operations, batch 1024    1.4651  1.4555  1.5207     chosen: 5e-3
                                            batch 2048    1.5475  1.4680  1.5068

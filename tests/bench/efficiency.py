@@ -121,7 +121,9 @@ HEAD = f'{"budget":>8}{"loss":>9}{"seeds":>9}{"FLOPs":>11}{"CPU s":>8}{"paramete
 def show(name, budget, runs, note=''):
     loss, flops, cpu = ([r[k] for r in runs] for k in ('loss', 'flops', 'cpu'))
     spread = f'{stdev(loss):.4f}' if len(loss) > 1 else '-'
-    print(f"{name:26}{budget:>8}{mean(loss):9.4f}{spread:>9}{mean(flops):11.2e}{mean(cpu):8.1f}{runs[0]['params']:13,}{4e-6 * runs[0]['params']:8.1f}  {note}", flush=True)
+    params = runs[0]['params']
+    print(f'{name:26}{budget:>8}{mean(loss):9.4f}{spread:>9}{mean(flops):11.2e}{mean(cpu):8.1f}{params:13,}{4e-6 * params:8.1f}  {note}',
+          flush=True)
 
 began, corpora, pool = time.time(), corpora.split('+'), ThreadPoolExecutor(jobs)
 steps, scale = settings(DENSE)[0], scale * (10 if long else 1)
@@ -184,11 +186,13 @@ for corpus in corpora:
                                 [round(r, 2) for r, _ in each]))
             ratio, bound, base, each = min(against)
             ok = ok and (good := bound != '<' and ratio >= aim)
-            print(f"{name}: against {base} the ratio in {'operations' if key == 'flops' else 'CPU seconds'} is {bound} {ratio:.2f} (by seed {each}); aim {aim}: {'reached' if good else 'not reached'}")
+            print(f"{name}: against {base} the ratio in {'operations' if key == 'flops' else 'CPU seconds'} is {bound} {ratio:.2f} "
+                  f"(by seed {each}); aim {aim}: {'reached' if good else 'not reached'}")
             figures[corpus].update({f'{name} {key}': round(ratio, 2), f'{name} {key} bound': bound})
     if corpus == 'shakespeare' and tiny.is_file():
         r = char.result()
         ok = ok and (good := r['loss'] <= 1.88)
-        print(f"config/train_shakespeare_char.py after {scaled(200)} iterations: {r['loss']:.4f}, {r['cpu']:.1f} CPU s; nanoGPT after 2000: 1.88 ({'reached' if good else 'not reached'})")
+        print(f"config/train_shakespeare_char.py after {scaled(200)} iterations: {r['loss']:.4f}, {r['cpu']:.1f} CPU s; "
+              f"nanoGPT after 2000: 1.88 ({'reached' if good else 'not reached'})")
         figures['char'] = round(r['loss'], 4)
 finish(ok, seeds=seeds, budget=budget, **figures, minutes=round((time.time() - began) / 60, 1))

@@ -47,7 +47,8 @@ def stepper(layout, mesh):
     models = build(cfg, mesh, 0)
     opt = Optimizer(models, mesh, torch.float32, muon=False, clip=1.0, zero=layout['zero'])
     mine, size = rows // 2 if mesh.world.size == 1 else rows // mesh.dp.size, 2 if mesh.pp.size > 1 else micro
-    cols, gen = zigzag(block, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(block), torch.Generator().manual_seed(mesh.dp.rank)
+    cols = zigzag(block, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(block)
+    gen = torch.Generator().manual_seed(mesh.dp.rank)
     none, batches, n = dict.fromkeys(('img_i', 'aud_i', 'img_w', 'aud_w'), torch.zeros(0, dtype=torch.long)), [], size * len(cols)
     for _ in range(mine // size):
         x = torch.randint(V, (size, block + 1), generator=gen)

@@ -99,7 +99,8 @@ def held(rank, kw, recompute):
 
 if __name__ == '__main__':
     good, worst = True, 0.0
-    print(f'{"state":24s} {"parameters":>10s} {"gradients":>10s} {"masters":>10s} {"moments":>10s} {"bytes each":>10s} {"formula":>8s} {"in use":>10s} {"at most":>10s}')
+    print(f'{"state":24s} {"parameters":>10s} {"gradients":>10s} {"masters":>10s} {"moments":>10s} {"bytes each":>10s} {"formula":>8s} '
+          f'{"in use":>10s} {"at most":>10s}')
     for moe in (False, True):
         for d in (1, 2, 4):
             for stage in range(4 if d > 1 else 1):

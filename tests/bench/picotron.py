@@ -217,7 +217,8 @@ finally:
     for shards in (ROOT / 'data' / 'shakespeare').glob(f'shards-*-{STEM}-*'):      # of our text, made by train.py
         shutil.rmtree(shards, ignore_errors=True)
 
-print(f'\n{"":12}{"ours, ms":>10}{"peer, ms":>10}{"peer/ours":>11}{"loss":>8}{"peer":>8}   {max(sizes):,} parameters, loss: last 10 of {steps} steps')
+print(f'\n{"":12}{"ours, ms":>10}{"peer, ms":>10}{"peer/ours":>11}{"loss":>8}{"peer":>8}   '
+      f'{max(sizes):,} parameters, loss: last 10 of {steps} steps')
 for layout, ((ms, _, loss), *rest) in results.items():
     line = f'{layout:12}{ms:10.1f}'
     for peer_ms, _, peer_loss in rest:

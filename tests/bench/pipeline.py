@@ -78,7 +78,8 @@ if __name__ == '__main__':
     unit = (wall['gpipe'] - idle['gpipe']) / (3 * m)                   # F = B = W: three products of one size
     print(f'{"schedule":12s} {"wall ms":>8s} {"idle ms":>8s} {"theory ms":>10s} {"live activations":>17s}')
     for name, v in KINDS:
-        print(f'{name:12s} {1000 * wall[name]:8.1f} {1000 * idle[name]:8.1f} {1000 * bubble_theory(name, pp, m, v, unit, unit, unit):10.1f} '
+        theory = bubble_theory(name, pp, m, v, unit, unit, unit)
+        print(f'{name:12s} {1000 * wall[name]:8.1f} {1000 * idle[name]:8.1f} {1000 * theory:10.1f} '
               f'{max(simulate(schedule(name, pp, m, v), m, v, messages=False)["peak"]) / v:17.1f}')
     ok = idle['zbh1'] < min(idle['interleaved'], idle['1f1b']) < idle['gpipe']
     print(json.dumps(dict(bench='pipeline', ok=ok, pp=pp, m=m, **{f'idle_ms_{k}': round(1000 * x, 2) for k, x in idle.items()})))

@@ -94,7 +94,8 @@ def picture(C, L, law, predicted):
         d.ellipse((x - 5, y - 5, x + 5, y + 5), fill='red' if i == len(C) - 1 else 'black')
     x, y = at(C[-1], predicted - E)
     d.line((x - 8, y - 8, x + 8, y + 8), fill='blue', width=2), d.line((x - 8, y + 8, x + 8, y - 8), fill='blue', width=2)
-    d.text((left, 10), f'{dataset}: loss against operations of training; L = {E:.3f} + {A:.3g} C^-{alpha:.3f}; cross: predicted, red: measured', fill='black')
+    law = f'L = {E:.3f} + {A:.3g} C^-{alpha:.3f}'
+    d.text((left, 10), f'{dataset}: loss against operations of training; {law}; cross: predicted, red: measured', fill='black')
     im.save(ROOT / out)
 
 def rl_fit(path):
@@ -136,7 +137,8 @@ print(f'L = {E:.4f} + {A:.4g} C^-{alpha:.4f}; depth {sizes[-1]} will cost {next_
 rung(sizes[-1], [f.result() for f in [pool.submit(train, sizes[-1], s) for s in range(1, seeds + 1)]])
 C1, L1, _ = done[sizes[-1]]
 error = predicted / L1 - 1
-print(f'depth {sizes[-1]}: predicted {predicted:.4f}, measured {L1:.4f}: {error:+.2%} ({"within" if abs(error) <= .02 else "not within"} 2%)')
+print(f'depth {sizes[-1]}: predicted {predicted:.4f}, measured {L1:.4f}: {error:+.2%} '
+      f'({"within" if abs(error) <= .02 else "not within"} 2%)')
 picture([*C, C1], [*L, L1], (E, A, alpha), predicted)
 rl = {p.parent.name: round(e, 3) for p in sorted(ROOT.glob('out-rl*/metrics.jsonl')) if (e := rl_fit(p)) is not None}
 for name, e in rl.items():

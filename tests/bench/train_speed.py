@@ -95,7 +95,8 @@ def seconds(f):
 
 if peer and not (Path(peer) / 'model.py').is_file():
     sys.exit(f'--peer={peer} is no checkout of nanoGPT: git clone https://github.com/karpathy/nanoGPT')
-print(f'{torch.get_num_threads()} threads\n{"size":8s} {"block":>6s} {"rows":>5s} {"side":10s} {"ms":>8s} {"tokens/s":>9s} {"of peak":>8s} {"peer/ours":>10s}')
+print(f'{torch.get_num_threads()} threads\n{"size":8s} {"block":>6s} {"rows":>5s} {"side":10s} {"ms":>8s} {"tokens/s":>9s} {"of peak":>8s} '
+      f'{"peer/ours":>10s}')
 table, ok = {}, True
 for name, (layers, width, heads, block, rows, micro, rounds) in SIZES.items():
     if only not in name:

@@ -94,8 +94,8 @@ def picture(C, L, law, predicted):
         d.ellipse((x - 5, y - 5, x + 5, y + 5), fill='red' if i == len(C) - 1 else 'black')
     x, y = at(C[-1], predicted - E)
     d.line((x - 8, y - 8, x + 8, y + 8), fill='blue', width=2), d.line((x - 8, y + 8, x + 8, y - 8), fill='blue', width=2)
-    law = f'L = {E:.3f} + {A:.3g} C^-{alpha:.3f}'
-    d.text((left, 10), f'{dataset}: loss against operations of training; {law}; cross: predicted, red: measured', fill='black')
+    text = f'L = {E:.3f} + {A:.3g} C^-{alpha:.3f}'
+    d.text((left, 10), f'{dataset}: loss against operations of training; {text}; cross: predicted, red: measured', fill='black')
     im.save(ROOT / out)
 
 def rl_fit(path):

@@ -473,7 +473,7 @@ def roll_back(why):
 
 peak = product_peak(compute, device)
 loader = batches()
-update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64), mesh.pp).item()      # operations of the optimizer, of all stages
+update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64, device=device), mesh.pp).item()    # of the optimizer, all stages
 spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()         # since this start: of the world; of this process, without evaluation
 began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
 while step < max_steps:
@@ -496,7 +496,8 @@ while step < max_steps:
     losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
     sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device))
                         for k in ('txt', 'img', 'aud')])
-    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)                           # the tp ranks of the last stage count the same
+    norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)         # the tp ranks of the last stage count the same
+    loss = txt + img + aud
     if cfg.n_expert:
         balance(math.isfinite(norm))
     bad = 0 if math.isfinite(norm) else bad + 1
@@ -508,26 +509,26 @@ while step < max_steps:
                 continue
             die(f'{bad} non-finite steps in a row: lower --lr={lr} or --muon_lr={muon_lr}, or try --dtype=float32; '
                 f'the last checkpoint in {out_dir} is from before')
-    elif spike_z and len(recent) >= 50 and (z := (txt + img + aud - np.mean(recent)) / max(np.std(recent), 1e-6)) > spike_z:
-        say(f'step {step}: loss {txt + img + aud:.4f}, {z:.0f} standard deviations above the mean of the last {len(recent)}')
+    elif spike_z and len(recent) >= 50 and (z := (loss - np.mean(recent)) / max(np.std(recent), 1e-6)) > spike_z:
+        say(f'step {step}: loss {loss:.4f}, {z:.0f} standard deviations above the mean of the last {len(recent)}')
         if roll_back(f'step {step}'):
             continue
     if not bad:
-        recent.append(txt + img + aud)
+        recent.append(loss)
     step += 1
     seen += rows * block_size
     spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
         ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
-        gb = torch.cuda.max_memory_allocated() / 1e9 if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        gb = torch.cuda.max_memory_allocated() / 1e9 if device != 'cpu' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
-        say(f'step {step:05d}/{max_steps:05d} | loss {txt + img + aud:.4f} (text {txt:.3f} img {img / (image_weight or 1):.3f} '
-            f'aud {aud / (audio_weight or 1):.3f}) | gnorm {norm:.2f} | '
-            f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {flops / (now - last_log) / peak:.0%} | {gb:.1f} GB | '
+        img, aud, mfu = img / (image_weight or 1), aud / (audio_weight or 1), flops / (now - last_log) / peak
+        say(f'step {step:05d}/{max_steps:05d} | loss {loss:.4f} (text {txt:.3f} img {img:.3f} aud {aud:.3f}) | gnorm {norm:.2f} | '
+            f'lr {lr * lr_at(step - 1):.1e} | {ms:.0f} ms | {rate:,.0f} tok/s | mfu {mfu:.0%} | {gb:.1f} GB | '
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
-        record(step=step, loss=txt + img + aud, txt=txt, img=img / (image_weight or 1), aud=aud / (audio_weight or 1), gnorm=norm, ms=ms,
-               tok_s=rate, cost=dict(flops=spent_flops, cpu_s=spent_cpu))
+        record(step=step, loss=loss, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate,
+               cost=dict(flops=spent_flops, cpu_s=spent_cpu))
         last_log, flops, seen, first_step = now, 0, 0, step
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = evaluate()

@@ -13,7 +13,7 @@ ctx is a dict; a tool for which something is missing there answers with an error
     images, n_loc           list of uint8 (H, W, 3), original pixels; bins of a coordinate (Codec.n_loc; 64)
     max_patches             of a picture that look returns (64)
     seconds                 of a run of python (2)
-    ground, draw, spawn     functions of sample.py, which has the model: ground(query, image index) -> str, draw(prompt) -> uint8
+    ground, draw, spawn     functions of agents.py, which asks the model: ground(query, image index) -> str, draw(prompt) -> uint8
                             (8h, 8w, 3), spawn([task]) -> [report]
     depth, tokens           how much deeper, and how many tokens, sub-agents may still go: none at 0
 """

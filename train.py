@@ -21,7 +21,7 @@ from data.codec import BadInput, Codec, save_bpe, train_bpe
 from data.llama import Llama
 from data.loader import eval_batches, train_batches
 from data.plan import product_peak
-from data.shards import open_shards, prepared, unigram
+from data.shards import ROOT, mixture, open_shards, prepared, unigram
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
 from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, keep_pages, make_mesh, schedule,
@@ -166,18 +166,10 @@ say = print if master else (lambda *a, **k: None)
 
 # ---------------------------------------------------------------- data
 
-root = Path(__file__).resolve().parent
 try:
-    names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in dataset.split('+')))
-    if min(weights) <= 0:
-        raise ValueError
-except ValueError:
-    die(f'dataset={dataset}: write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0')
-for n in names:
-    if not (root / 'data' / n / 'prepare.py').is_file():
-        there = ', '.join(sorted(p.parent.name for p in root.glob('data/*/prepare.py')))
-        die(f'dataset={dataset}: there is no data/{n}/prepare.py; there are {there}')
-
+    names, weights = mixture(dataset)
+except ValueError as e:
+    die(f'dataset={dataset}: {e}')
 sources = dict(shakespeare=(input, 'input'), speech=(fsdd, 'fsdd'))                # what the user has given, and prepare.py's flag for it
 folder_of = lambda name, codec: prepared(name, codec, *sources.get(name, ()), make=master)
 if not master:                                     # rank 0 makes what is missing, the others come when it is there
@@ -186,7 +178,7 @@ if not master:                                     # rank 0 makes what is missin
     except RuntimeError:                           # it could not, and said why
         sys.exit(1)
 try:
-    if tokenizer.startswith('bpe:') and not (root / 'data' / f'bpe_{tokenizer[4:]}.json').exists():
+    if tokenizer.startswith('bpe:') and not (ROOT / f'bpe_{tokenizer[4:]}.json').exists():
         plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
         s = open_shards(folder_of(names[0], plain), 'train', plain)
         save_bpe(train_bpe(np.where(s['ids'] < 256, s['ids'], 10).astype(np.uint8).tobytes(), int(tokenizer[4:])))

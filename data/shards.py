@@ -94,6 +94,21 @@ def open_shards(out_dir, split, codec):
     return s
 
 
+def mixture(text):
+    """NAME, or NAME:WEIGHT+NAME:WEIGHT -> names, weights. ValueError, one line, if it is not that or a data set has no prepare.py."""
+    try:
+        names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in text.split('+')))
+        if min(weights) <= 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError('write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0') from None
+    for n in names:
+        if not (ROOT / n / 'prepare.py').is_file():
+            there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/prepare.py')))
+            raise ValueError(f'there is no data/{n}/prepare.py; there are {there}')
+    return names, weights
+
+
 def prepared(name, codec, file='', flag='', make=True):
     """
     The folder of a data set's shards, made by its prepare.py when it is missing (make=False: another rank does). file: a source given by

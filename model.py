@@ -117,10 +117,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """
-    Rotary positions (Su et al. 2021). x (B, T, n, hd); cos (B, T, 1, hd) twice the cosines, sin minus and plus the sines; the backward
-    turns back.
-    """
+    """Rotary positions (Su et al. 2021). x (B, T, n, hd); cos (B, T, 1, hd) twice the cosines, sin minus and plus the sines."""
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
@@ -339,10 +336,7 @@ class Flow(nn.Module):
         return F.linear(F.silu(h), self.mod_c)[:, None]
 
     def loss(self, h, x1, e, t, w):
-        """
-        h (N, C), x1 (N, D), noise e (N, R, D), times t (N, R), weights w (N,) -> weighted sum, and the error of each position (N,), no
-        gradient.
-        """
+        """h (N, C), x1 (N, D), noise e (N, R, D), times t (N, R), weights w (N,) -> weighted sum, errors (N,) without gradient."""
         x1, e = x1[:, None, :self.d], e[..., :self.d]
         xt = t[..., None] * x1 + (1 - t[..., None]) * e
         err = (self.denoise(xt, t, self.cond(h)) - x1).square().mean(-1)         # (N, R)
@@ -467,10 +461,9 @@ class Muse(nn.Module):
         """Batch (and the hidden states from the stage before) -> losses on the last stage, else hidden states."""
         x = self.around('embed', self.embed, b) if self.first else x
         ctx = self.context(b, x.dtype)
+        again = self.recompute and torch.is_grad_enabled()
         for i, block in self.blocks.items():
-            again = self.recompute and torch.is_grad_enabled()
-            x = self.around(f'blocks.{i}', _Recompute.apply, x, block, ctx, self.mesh) if again else self.around(f'blocks.{i}', block, x,
-                                                                                                                 ctx)
+            x = self.around(f'blocks.{i}', *((_Recompute.apply, x, block, ctx, self.mesh) if again else (block, x, ctx)))
         return self.around('heads', self.losses, x, b) if self.last else x
 
     def logits(self, h, weight=None):
@@ -548,10 +541,7 @@ class Decoder:
         return x
 
     def past(self, ids, n, rows):
-        """
-        ids (B, T) that come after n (B,) positions -> (B, T, past) as the loader makes it: the ids before each, the nearest first, -1:
-        none.
-        """
+        """ids (B, T) that come after n (B,) positions -> (B, T, past) as collate() makes it: the ids before each, -1: none."""
         B, T = ids.shape
         slots = (torch.arange(B, device=ids.device) if rows is None else rows)[:, None]
         pos = (n[:, None] + torch.arange(T, device=ids.device)).clamp_(max=self.ids.shape[1] - 1)
@@ -581,8 +571,8 @@ class Decoder:
         def add(x, y, w):                                          # x + y w, summed over tp
             return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)
 
-        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), self.kv.view(L, -1, hd).unbind(), self.kv.unbind(),
-                                                                     seen):
+        caches = self.kv.view(L, -1, hd).unbind(), self.kv.unbind(), seen
+        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), *caches):
             y = torch.mm(rms(x), qkv).view(B * T, nh + 2 * nkv, hd)
             qk = y[:, :nh + nkv] if gain is None else rms(y[:, :nh + nkv]).mul_(gain)
             qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
@@ -648,9 +638,8 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     n_mod = (3 * cfg.flow_depth + 2) * W
     flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
-                + aud * flow(128) * cfg.audio
-                + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1))
-                                                                             + cfg.audio * xin_aud * 128))
+                + aud * flow(128) * cfg.audio + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C
+                + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
 
 
 def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1,

@@ -238,11 +238,10 @@ def run_grid(todo_list, world, dtype, optimizers=('sgd', 'adamw'), patience=120)
 
 
 def label(l):
-    return ' '.join(f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1) + (' sp' if l['sp']
-        else '') + (f' {l["schedule"]}' if l['schedule'] else '') \
-        + (f' x{l["v"]}' if l['v'] > 1 else '') + (f' {l["cp_mode"]}' if l['cp'] > 1 else '') + (f' zero{l["zero"]}' if l.get('zero')
-                                                                                                 else '') \
-        + (f' shard{l["shard"]}' if l.get('shard') else '') + (' recompute' if l.get('recompute') else '')
+    words = [f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1] or ['']
+    more = [('sp', l['sp']), (l['schedule'], l['schedule']), (f'x{l["v"]}', l['v'] > 1), (l['cp_mode'], l['cp'] > 1),
+            *((f'{k}{l.get(k)}', l.get(k)) for k in ('zero', 'shard')), ('recompute', l.get('recompute'))]
+    return ' '.join(words + [word for word, on in more if on])
 
 
 if __name__ == '__main__':

@@ -191,8 +191,8 @@ def train(machine, name, folder, *flags, world=1, keys=KEYS):  # noqa: F811
 
 def losses(out):
     rows = [json.loads(line) for line in open(out / 'metrics.jsonl')]
-    return [r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r], [r['cost']['flops']
-                                                                                                                    for r in rows]
+    return ([r['loss'] for r in rows if 'loss' in r], [r['val']['shakespeare']['txt'] for r in rows if 'val' in r],
+            [r['cost']['flops'] for r in rows])
 
 
 @pytest.mark.parametrize('tie', [False, True])

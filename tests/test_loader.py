@@ -105,8 +105,8 @@ def test_past_ids_are_those_of_the_document():
     assert b['ids'].tolist() == [[98, 99, 120, 121, sp['pad'], sp['pad']]]
     assert b['past'].tolist() == [[[-1, -1], [98, -1], [-1, -1], [120, -1], [-1, -1], [-1, -1]]]
     b, _ = collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)], past=5)                     # more than the row has
-    assert b['past'].tolist() == [[[-1] * 5, [97] + [-1] * 4, [98, 97] + [-1] * 3]] and 'past' not in collate([[whole(s, 0)]], 3, codec, 1,
-                                                                                                              [(1, 0, 0)])[0]
+    assert b['past'].tolist() == [[[-1] * 5, [97] + [-1] * 4, [98, 97] + [-1] * 3]]
+    assert 'past' not in collate([[whole(s, 0)]], 3, codec, 1, [(1, 0, 0)])[0]
 
 
 def test_two_documents_in_a_row_and_two_rows():

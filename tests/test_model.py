@@ -459,8 +459,8 @@ def test_guidance_pushes_away_from_the_unprompted(monkeypatch):
 def test_denoise_of_draws_together_equals_each_alone():
     """The modulation shared by the draws of a position does not mix positions, draws or times."""
     head, rng = flow(), torch.Generator().manual_seed(0)
-    xt, t, h = torch.randn(3, 4, D, generator=rng).double(), torch.rand(3, 4, generator=rng).double(), torch.randn(3, 32,
-                                                                                                                   generator=rng).double()
+    xt, t = torch.randn(3, 4, D, generator=rng).double(), torch.rand(3, 4, generator=rng).double()
+    h = torch.randn(3, 32, generator=rng).double()
     got = head.denoise(xt, t, head.cond(h))
     for n in range(3):
         for r in range(4):
@@ -539,8 +539,8 @@ def test_products_of_experts_without_tokens(dtype, ff, counts):
     Whatever kernel the type takes: the loop's values and gradients, and of an expert (or a rank) to whom nobody came, zeros, not none.
     """
     rng = torch.Generator().manual_seed(0)
-    x, w1, w2, g = (torch.randn(*n, generator=rng).to(dtype).double() for n in ((sum(counts), 16), (4, ff, 16), (4, 16, ff), (sum(counts),
-                                                                                                                              16)))
+    shapes = (sum(counts), 16), (4, ff, 16), (4, 16, ff), (sum(counts), 16)
+    x, w1, w2, g = (torch.randn(*n, generator=rng).to(dtype).double() for n in shapes)
     wide, narrow = ([t.detach().to(d, copy=True).requires_grad_() for t in (x, w1, w2)] for d in (torch.float64, dtype))
     want = torch.cat([F.relu(xe @ wide[1][i].t()) @ wide[2][i].t() for i, xe in enumerate(wide[0].split(counts))])
     got = expert_mlp(narrow[0], torch.tensor(counts), narrow[1], narrow[2], F.relu)

@@ -599,8 +599,8 @@ def test_the_log_line_has_all_and_it_adds_up(machine, tmp_path, shape):
     for m, rec in zip(lines, records, strict=True):
         s, n, loss, txt, img, aud, gnorm, lr, ms, tok, mfu, flops, gb, minutes, seconds = m.groups()
         assert int(s) == rec['step'] and n == '00020'
-        assert float(loss) == pytest.approx(float(txt) + .2 * float(img) + .5 * float(aud), abs=2e-3) == pytest.approx(rec['loss'],
-                                                                                                                       abs=2e-3)
+        assert float(loss) == pytest.approx(float(txt) + .2 * float(img) + .5 * float(aud), abs=2e-3)
+        assert float(loss) == pytest.approx(rec['loss'], abs=2e-3)
         assert rec['loss'] == pytest.approx(rec['txt'] + .2 * rec['img'] + .5 * rec['aud'])          # the weights are train.py's defaults
         assert float(gnorm) == pytest.approx(rec['gnorm'], abs=.006) and rec['txt'] > 0
         assert float(lr) == pytest.approx(rate(int(s) - 1, 20, 3e-3, 5, shape['decay'], shape['decay_from'], .1), rel=.06)

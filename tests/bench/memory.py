@@ -49,8 +49,8 @@ def state(rank, d, stage, moe):
 
     def look(u):
         live = sum(u.param.untyped_storage().nbytes() for u in opt.units if u.stage == 3)
-        live += sum(4 * u.n for u in opt.units if u.stage > 1 and u.sum is not None) + sum(4 * (u.n + u.w) for u in opt.flying
-                                                                                           if u.stage > 1)
+        live += sum(4 * u.n for u in opt.units if u.stage > 1 and u.sum is not None)
+        live += sum(4 * (u.n + u.w) for u in opt.flying if u.stage > 1)
         most[0] = max(most[0], live)
     for name in ('gather', 'add', 'reduce', 'land'):
         def new(u, *a, old=getattr(optim_zero.Unit, name)):
@@ -109,8 +109,8 @@ if __name__ == '__main__':
                 paper, n = sum(n * each(k) for n, k in units), sum(n for n, _ in units)
                 bound = (sum(parts) * (2 if stage == 3 else 0) + (2 * sum(parts) * 4 if stage > 1 else 0))
                 good &= sum(rest.values()) == paper and most <= bound
-                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} ' + ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients',
-                                                                                                                'masters', 'moments'))
+                held = ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients', 'masters', 'moments'))
+                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} {held}'
                       + f' {sum(rest.values()) / n:10.3f} {paper / n:8.3f} {most:10,d} {bound:10,d}'
                       + '  DIFFERS' * (sum(rest.values()) != paper or most > bound))
     print(f'\n{"activations":24s} {"measured":>12s} {"formula":>12s}')

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 import numpy as np
 from PIL import Image
-from data.files import MAX_FILE, MAX_FOLDER, artifact, find, insert, need, open_, read_text, replace, search, view, write_text
+from data.files import MAX_FOLDER, artifact, find, insert, need, open_, read_text, replace, search, view, write_text
 from data.media import BadInput, check, load_image
 from data.sandbox import run_python
 

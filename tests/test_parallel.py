@@ -23,7 +23,6 @@ import torch.nn.functional as F
 
 import grid
 import toy
-from data.collate import collate
 from model import build
 from data.checkpoint import Checkpoint
 from optim_zero import Optimizer

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from data import sandbox, tools
 from data.codec import SPECIALS, Codec
-from data.media import BadInput, load_image
+from data.media import load_image
 from data.sandbox import passes, run_python
 from data.tools import TOOLS, call, crop, describe, usage
 from tests import attacks

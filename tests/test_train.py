@@ -16,7 +16,6 @@ import os
 import random
 import re
 import runpy
-import select
 import shutil
 import signal
 import socket

@@ -25,7 +25,7 @@ from data import plan
 from data.cluster import simulate_cluster
 from data.layouts import label
 from data.plan import H100, cost, memory
-from model import ModelConfig, build, count_flops
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import COMM, add_messages, forward_backward, make_mesh, schedule
 from test_parallel import ranks

@@ -563,6 +563,7 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
             order = np.argsort(uniform(bits(seed % 2 ** 64, g.number), np.arange(agents)))
             then = [x for k in order for x in (('ids', [sp['report']], 0), ('text', g.reports[k], 0), ('ids', [sp['/report']], 0))]
             g.merge = add(g, then, 63, max_new, temperature=0)
+            g.read = len(codec.encode(then)['ids'])                # ids of the reports: what stands behind them the orchestrator said
 
     groups = [SimpleNamespace(prompt=p, number=i, agents=[], merge=None) for i, p in enumerate(prompts)]
     for g in groups:
@@ -583,7 +584,7 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
     out = []
     for g in groups:
         one, every = report(codec, g.one.result['ids']), [r.lstrip('?') for r in g.reports if r.strip('?')]
-        out.append(dict(answer=report(codec, g.merge.result['ids']), result=g.merge.result, reports=g.reports, one=one,
+        out.append(dict(answer=report(codec, g.merge.result['ids'][g.read:]), result=g.merge.result, reports=g.reports, one=one,
                         majority=majority(every), vote=majority([r for r in g.reports if r and r[0] != '?'] or every),
                         steps=max(map(latency, g.agents)) + latency(g.merge), steps_one=latency(g.one)))
     return out

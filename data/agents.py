@@ -20,10 +20,12 @@ def turn(codec, text, images=(), sounds=()):
 def report(codec, ids):
     """What an agent has to say, str: its last <report>, else what stands behind its last thought or tool; nothing inside of one."""
     sp = codec.sp
-    said = [i for i in ids if not sp['r0'] <= i <= sp['r7'] and i not in [sp[k] for k in ('eot', 'img', 'aud', 'agent', '/report')]]
+    said = [i for i in ids if not sp['r0'] <= i <= sp['r7'] and i not in [sp[k] for k in ('eot', 'img', 'aud', 'agent')]]
     ends = {sp[k]: k for k in ('think', '/think', 'tool', '/out', 'report')}
     at = max((k for k, i in enumerate(said) if i in ends), default=-1)
-    return '' if at >= 0 and ends[said[at]] in ('think', 'tool') else codec.untext(said[at + 1:]).strip()
+    last = said[at + 1:]
+    last = last[:last.index(sp['/report'])] if sp['/report'] in last else last
+    return '' if at >= 0 and ends[said[at]] in ('think', 'tool') else codec.untext(last).strip()
 
 
 def agent_step(engine, row):

@@ -84,6 +84,9 @@ def lessons():
     for k, order in enumerate(itertools.permutations(range(4))):
         reports = [s for j in order for s in told(DEEP[j][1])]
         out[f'merge {k}'] = [*ask('deep'), *((kind, v, 0) for kind, v in reports)], [*thought('m'), ('text', '5')]
+    for k, order in enumerate(('46', '64')):                          # an orchestrator that answers at once
+        out[f'short r{k}'] = agent('short', f'r{k}'), told('46'[k])
+        out[f'join {k}'] = [*ask('short'), *((kind, v, 0) for r in order for kind, v in told(r))], [('text', '3')]
     return out
 
 
@@ -214,6 +217,7 @@ def test_a_report_is_what_is_to_be_read():
     s = lambda *names: ('ids', [sp[n] for n in names])
     assert read(s('agent', 'r3'), s('think'), ('text', 'a'), s('/think', 'report'), ('text', ' b '), s('/report', 'eot')) == 'b'
     assert read(s('report'), ('text', 'a'), s('/report', 'report'), ('text', 'cut')) == 'cut'
+    assert read(s('report'), ('text', 'a'), s('/report'), ('text', 'noise'), s('eot')) == 'a'
     assert read(s('think'), ('text', 'a'), s('/think'), ('text', 'b'), s('eot')) == 'b' and read(('text', 'c')) == 'c'
     assert read(s('think'), ('text', 'open')) == '' and read(('text', 'x'), s('tool'), ('text', 'open')) == ''
     assert read(*tool('f{}', 'result'), ('text', 'so')) == 'so' and read() == ''
@@ -238,6 +242,13 @@ def test_contemplating(clerk):
     w, ids = np.array(group.merge.w), np.array(group.merge.ids)
     assert not w[:list(ids).index(sp['think'])].any() and w[list(ids).index(sp['think']):].all()
     assert len({id(r.prompt) for r in (*group.agents, group.merge, group.one)}) == 1
+
+
+def test_an_answer_right_behind_the_reports(clerk):
+    g, = sample.contemplate(clerk, codec, [codec.encode(turn(codec, 'short'))], 2, temperature=0, max_new=8)
+    assert g['reports'] == ['4', '6'] and g['answer'] == '3'
+    g, = sample.contemplate(clerk, codec, [codec.encode(turn(codec, 'short'))], 2, temperature=0, max_new=1)
+    assert g['answer'] == '3' and sum(g['result']['w']) == 1
 
 
 def test_the_prompt_is_read_once(clerk, monkeypatch):

@@ -8,6 +8,7 @@ Weights are per document: of the positions scenes are about 40%, objects, charts
 """
 out_dir = 'out-skills'
 dataset = 'scenes:6+objects:0.9+charts:0.6+visual:1.2+speech:4'
+n_head = 8
 block_size = 512
 tokens_per_step = 2560
 micro_rows = 5

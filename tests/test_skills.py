@@ -122,7 +122,7 @@ def test_edits_change_what_was_asked_and_nothing_else():
         assert 0 < changed.sum() <= 17 * 17 and np.ptp(r) < 17 and np.ptp(c) < 17
         was, now = (Counter((o['colour'], o['kind']) for o in OT.read_picture(x)) for x in (before, after))
         assert now.total() - was.total() == dict(add=1, remove=-1, recolour=0)[kind] or Counter((o.colour, o.kind) for o in objs) != now
-        assert request[0].split()[0] == dict(recolour='make').get(kind, kind)
+        assert request[0].split()[0] == dict(recolour='make').get(kind, kind) and objs
 
 def solve(img):
     """A maze's picture -> {colour of exit: can it be reached}, {cell: steps}; walls are dark pixels at the borders."""

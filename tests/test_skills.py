@@ -122,7 +122,7 @@ def test_edits_change_what_was_asked_and_nothing_else():
         assert 0 < changed.sum() <= 17 * 17 and np.ptp(r) < 17 and np.ptp(c) < 17
         was, now = (Counter((o['colour'], o['kind']) for o in OT.read_picture(x)) for x in (before, after))
         assert now.total() - was.total() == dict(add=1, remove=-1, recolour=0)[kind] or Counter((o.colour, o.kind) for o in objs) != now
-        assert request[0].split()[0] == dict(recolour='make').get(kind, kind)
+        assert request[0].split()[0] == dict(recolour='make').get(kind, kind) and objs
 
 def solve(img):
     """A maze's picture -> {colour of exit: can it be reached}, {cell: steps}; walls are dark pixels at the borders."""
@@ -537,3 +537,13 @@ def test_table_has_thoughts_given_and_swapped():
     for p in ps:
         q = VT.stranger(p, ps)
         assert q is None or q['answer'] != p['answer'] and q['steps'][0].shape == p['steps'][0].shape
+
+def test_table_hands_over_what_was_made():
+    """keep() gets the problems and the sighted results of the skills asked for, once each; the score is the judge's of these results."""
+    kept = []
+    rows = list(skills.table(tiny(), C, dict(charts='', objects=''), 3, lambda line: None, lambda *a: kept.append(a), ['value', 'add']))
+    assert [(r['data'], r['skill'], r['cases'], r['chance']) for r in rows] == [('charts', 'value', 3, 25.), ('objects', 'add', 3, 0.)]
+    assert [k[:2] for k in kept] == [('charts', 'value'), ('objects', 'add')]
+    for row, (data, skill, ps, results) in zip(rows, kept):
+        assert row['score'] == 100 * np.mean([SETS[data][1].verify(p, r) for p, r in zip(ps, results)])
+        assert [p['answer'] for p in ps] == [p['answer'] for p in SETS[data][1].problems(skill, 3, C)]

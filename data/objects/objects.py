@@ -183,13 +183,13 @@ EDITS = ['recolour', 'remove', 'add']
 
 def edit(rng, kind, codec, held=False):
     """
-    One of EDITS of a clean 64x64 picture of 1 to 4 objects -> (picture before, request: list of str and ids, picture after, objects
-    after). held: the object in question is a held-out pair, before or after; else there is none in either picture.
+    One of EDITS of a clean 64x64 picture of 1 to 4 objects, remove: 2 to 4 -> (picture before, request: list of str and ids, picture
+    after, objects after). held: the object in question is a held-out pair, before or after; else there is none in either picture.
     """
     hw, placed, new = (64, 64), None, None
     pair = lambda h: rng.choice(HELD if h else FREE)
     while not placed or not new:
-        what = [pair(False) for _ in range(rng.randint(1, 4))]
+        what = [pair(False) for _ in range(rng.randint(1 + (kind == 'remove'), 4))]                    # an empty picture is no answer
         if held and (kind != 'recolour' or rng.random() < .5):
             what[0] = pair(True)
         if len({*what}) < len(what):                                    # each can be named

@@ -220,7 +220,8 @@ def test_advantages_by_loops():
     rng = np.random.default_rng(0)
     r, n = (rng.random((5, 6)) < 0.6).astype(float), rng.integers(5, 60, (5, 6)).astype(float)
     r[0], r[1] = 1, 0                                         # solved by all, by none
-    R, A = rl.advantages(r, n, 0.5, 40, 0.3, 0.9)
+    judged = np.ones_like(r, bool)
+    R, A = rl.advantages(r, n, judged, 0.5, 40, 0.3, 0.9)
     for g in range(5):
         want = []
         for i in range(6):
@@ -229,10 +230,12 @@ def test_advantages_by_loops():
         assert R[g] == pytest.approx(want)
         assert A[g] == pytest.approx([want[i] - np.mean([want[j] for j in range(6) if j != i]) for i in range(6)])
     assert not A[1].any() and A[0].any()
-    assert np.abs(rl.advantages(r, n, 1e-3, 40, 0.3, 0.9)[1][0]).max() <= 2e-3      # a small penalty stays small in a solved group
-    assert (rl.advantages(r, n, 0.0, 40, 0.3, 0.9)[0] == r).all()
+    assert np.abs(rl.advantages(r, n, judged, 1e-3, 40, 0.3, 0.9)[1][0]).max() <= 2e-3      # a small penalty stays small in a solved group
+    assert (rl.advantages(r, n, judged, 0.0, 40, 0.3, 0.9)[0] == r).all()
+    some = rng.random((5, 6)) < 0.7                           # others were truncated: they count for these
+    assert (rl.advantages(r, n, some, 0.5, 40, 0.3, 0.9)[1] == np.where(some, rl.advantages(r, n, judged, 0.5, 40, 0.3, 0.9)[1], 0)).all()
     longer = n + 30 * (r == 0)
-    assert (rl.advantages(r, longer, 0.5, 40, 0.3, 0.9)[0] == R).all()              # the length of wrong answers changes nothing
+    assert (rl.advantages(r, longer, judged, 0.5, 40, 0.3, 0.9)[0] == R).all()              # the length of wrong answers changes nothing
 
 
 def literal(kind, new, old, logq, ref, A, own, total, low, high, tis, kl):
@@ -283,6 +286,7 @@ def rollouts(n=11, seed=0):
         w[size // 3:size // 3 + (i % 3)] = 0
         w[len(w) - (i % 2) * (size > 2):] = 0
         doc = dict(prompt, ids=np.concatenate([prompt['ids'], ids]), w=np.concatenate([0 * prompt['w'], w]))
+        doc['w'][doc['ids'] == codec.sp['img']] = 1               # as if the model had drawn it
         out.append(dict(doc=doc, first=len(prompt['ids']), w=w))
     return out, rng.standard_normal(n)
 

@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
-from data.plot import save_plot
+from data.plot import history, save_plot
 from optim_zero import Checkpoint, checkpoints
 
 seeds = 1
@@ -53,14 +53,6 @@ def warm_start(where, brief):
     return out
 
 
-def read(out):
-    """metrics.jsonl -> [(step, tokens drawn until then, evaluation {part: figures})], [(step, figures)]; the last one of a step counts."""
-    rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
-    vals, steps = ({r['step']: r for r in rows if key in r} for key in ('val', 'tokens'))
-    drawn = np.cumsum([0] + [steps[s]['tokens'] for s in sorted(steps)])
-    return [(s, int(drawn[s]), vals[s]['val']) for s in sorted(vals)], [(s, steps[s]) for s in sorted(steps)]
-
-
 def line(points):
     """[(tokens, y)] -> a, b of y = a + b ln(tokens), R^2, largest error on the last 40% of the line through the first 60%."""
     x, y = np.log([t for t, _ in points]), np.array([y for _, y in points])
@@ -76,7 +68,7 @@ def curves(where):
     for seed in range(first, first + seeds):
         out = Path(where) / f'rl-{seed}'
         run('rl.py', 'config/rl_signs.py', f'--init_from={warm}', f'--out_dir={out}', f'--seed={seed}', *flags.split())
-        evals, steps = read(out)
+        evals, steps = history(out)
         result = dict(seed=seed, tokens=evals[-1][1], problems=evals[0][2]['held']['problems'])
         for part, key in (('held', 'pass1'), ('held', 'pass16'), ('harder', 'pass1')):
             same = evals[1][2][part]['problems']               # the last evaluation may be about more of them
@@ -106,7 +98,7 @@ def three_phases(where):
     for name, more in (('penalty', []), ('control', ['--lam=0'])):
         out = Path(where) / f'phases-{name}'
         run('rl.py', 'config/rl_phases.py', f'--init_from={warm}', f'--out_dir={out}', *more, *flags.split())
-        evals, steps = read(out)
+        evals, steps = history(out)
         third = Checkpoint(checkpoints(out)[0]).meta['config']['more_at']
         both[name] = [(s, (v['held']['length'] + v['harder']['length']) / 2, v['held']['pass1'], v['harder']['pass1']) for s, _, v in evals]
     print(f'{"":8s} {"step":>5s} {"length":>7s} {"pass@1":>7s} {"of the late levels":>18s}')

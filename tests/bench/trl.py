@@ -4,7 +4,8 @@ and a vocabulary of 360), group of 8, prompt length and completion length, float
 processes of their own.
 
     python tests/bench/trl.py                        16 rollouts of 32 tokens and 64 of 128; about 3 minutes on 2 cores
-    python tests/bench/trl.py --path=DIR             DIR: where trl is, if not among the installed packages (pip install --target)
+    python tests/bench/trl.py --path=DIR             DIR: where trl and transformers are, if not installed (pip install --target);
+                                                     A:B, where in two folders
 
 Ours is rl.py in a copy of the tree, with two changes: the task rewards by a hash of the answer, and what was truncated counts as an
 answer, too, as in TRL. Of each side the best step counts, since whatever else the machine does only adds time; the first two are left
@@ -107,6 +108,7 @@ with tempfile.TemporaryDirectory() as tmp:
     done = "done=r.ids[-1] == codec.sp['eot']"
     assert source.count(done) == 1
     (tree / 'rl.py').write_text(source.replace(done, 'done=True'))
+    run(['data/signs/prepare.py', '--n_train=500', '--n_val=20'], tree)                    # a warm start that knows nothing
     run(['train.py', 'config/sft_signs.py', '--max_steps=1', '--act=swiglu', '--ff=176', '--qk_norm=False', '--softcap=0',
          '--out_dir=warm'], tree)
     for n, k in ((16, 32), (64, 128)):

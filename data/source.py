@@ -30,6 +30,7 @@ def write_made(name, document, keys):
     """
     with guard(name):
         codec = Codec(keys['tokenizer'], keys['n_loc'])
+        # s=s: a generator would see the last s, and training documents would be about held-out problems
         docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', keys['n_train']), ('val', keys['n_val']))}
         write_shards(keys['out'] or shard_dir(name, codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
 

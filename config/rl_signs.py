@@ -1,5 +1,5 @@
 """
-RL on `signs` with 5 to 7 digits: guess, check, try again. Thoughts grow, and the solve rate with the logarithm of the tokens that were
+RL on `signs` with 7 digits: guess, check, try again. Thoughts grow, and the solve rate with the logarithm of the tokens that were
 drawn for training; 8 digits, which RL never sees, go along.
 
     python train.py config/sft_signs.py          first
@@ -8,15 +8,15 @@ drawn for training; 8 digits, which RL never sees, go along.
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-signs'
 task = 'signs'
-levels = '5+6+7'
+levels = '7'
 harder = '8'
 max_new = 160
 block_size = 192
 budget = True              # thoughts that do not end in time have failed
 prompts = 8
 rounds = 1                 # few groups teach nothing, and another round takes as long as the longest of them
-max_steps = 120
+max_steps = 80
 lr = 3e-4
-decay = 20
+decay = 8
 eval_every = 10
 eval_problems = 48

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)                # instead of this folder, whose trl.py is not the package
 from configurator import configure
 
 path = ''       # a folder with trl and what it needs; '': installed
@@ -39,6 +39,7 @@ reward = lambda s: float(hashlib.sha256(s.encode('utf-8', 'replace')).digest()[0
 def trl():
     """GRPOTrainer on random weights -> seconds of every step, as JSON on the last line."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -63,7 +64,8 @@ def trl():
                           max_steps=steps, temperature=1.0, beta=0.0, use_cpu=True, bf16=False, report_to=[], save_strategy='no',
                           logging_steps=10 ** 6, learning_rate=1e-4,
                           gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
-        prompts = Dataset.from_list([dict(prompt=f'{i:0{PROMPT - 1}d}=') for i in range(4096)])
+        table = InMemoryTable.from_pydict(dict(prompt=[f'{i:0{PROMPT - 1}d}=' for i in range(4096)]))
+        prompts = Dataset(table, fingerprint='prompts')        # named, since not every pyarrow can be hashed
         trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=args,
                               train_dataset=prompts, processing_class=tokenizer, callbacks=[Clock()])
         begin = time.perf_counter()

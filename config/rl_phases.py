@@ -7,9 +7,9 @@ enough for.
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-Not shown yet as a whole. One seed, 70 steps: 3 digits from 18 to 38 tokens, then to 29.5 under the penalty, while pass@1 goes on from 0.90
-to 0.93 (5 digits, not trained on yet, get worse meanwhile: pass@1 0.35 to 0.28); the third phase and the control have not been run. With --brief=0.5 the brief way wins while thoughts still grow, and the
-penalty finds nothing more to take off.
+Not shown yet as a whole. One seed, 80 steps: 3 digits from 17.9 to 37.7 tokens, then to 28.0 under the penalty, while pass@1 goes on
+from 0.91 to 0.93; 5 digits, not trained on until then, get worse meanwhile (pass@1 0.35 to 0.28). The third phase and the control have
+not been run. With --brief=0.5 the brief way wins while thoughts still grow, and the penalty finds nothing more to take off.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'

@@ -2,6 +2,7 @@
 Curves as a PNG: axes, ticks, lines, a legend.
 
     save_plot('curves.png', [('solved', 'tokens', True, {'held-out': [(1e4, .3), (1e5, .4)], 'fit': ...})])
+    evaluations, steps = history('out-rl-signs')
 """
 import json
 import math
@@ -22,7 +23,7 @@ def ticks(low, high, log):
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 def history(out):
-    """metrics.jsonl of rl.py -> [(step, tokens drawn until then, evaluation {part: figures})], [(step, figures)]; the last of a step counts."""
+    """out/metrics.jsonl of rl.py -> [(step, tokens drawn so far, evaluation {part: figures})], [(step, figures)]; a step's last counts."""
     rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
     vals, steps = ({r['step']: r for r in rows if key in r} for key in ('val', 'tokens'))
     drawn = dict(zip([0, *sorted(steps)], accumulate((steps[s]['tokens'] for s in sorted(steps)), initial=0)))

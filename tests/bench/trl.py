@@ -1,17 +1,15 @@
 """
 One step of RL beside TRL's GRPOTrainer (pip install trl transformers): sampling and update, the same model size (a Llama of 3 layers x 64
-and a vocabulary of 360), group of 8, prompt length and completion length, float32 on CPU, nothing but a random reward; in turn, in
-processes of their own.
+and a vocabulary of 360), group of 8, prompt length and completion length, float32 on CPU; in turn, in processes of their own.
 
     python tests/bench/trl.py                        16 rollouts of 32 tokens and 64 of 128; about 3 minutes
     python tests/bench/trl.py --path=DIR             DIR: where trl and transformers are, if not installed (pip install --target);
                                                      A:B, where in two folders
 
-Ours is rl.py in a copy of the tree, with two changes: the task rewards by a hash of the answer, and what was truncated counts as an
-answer, too, as in TRL. Seconds are of CPU, on one thread: what they would be on a core of one's own, whatever else the machine does. Of
-each side the best step counts, the first two are left out. Target: at most half of TRL's.
+Ours is rl.py in a copy of the tree, with two changes: the task rewards every second rollout, so that no group is dropped, and what was
+truncated counts as an answer; TRL has both, too. Seconds are of CPU, on one thread: what they would be on a core of one's own, whatever
+else the machine does. Of each side the best step counts, the first two are left out. Target: at most half of TRL's.
 """
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +31,6 @@ rows = 16       # of that one
 new = 32
 configure(globals())
 GROUP, PROMPT = 8, 12
-reward = lambda s: float(hashlib.sha256(s.encode('utf-8', 'replace')).digest()[0] % 2)
 
 
 def trl():
@@ -66,7 +63,7 @@ def trl():
                           gradient_checkpointing=False, disable_tqdm=True, dataloader_pin_memory=False)
         table = InMemoryTable.from_pydict(dict(prompt=[f'{i:0{PROMPT - 1}d}=' for i in range(4096)]))
         prompts = Dataset(table, fingerprint='prompts')        # named, since not every pyarrow can be hashed
-        trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=args,
+        trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [i % 2.0 for i in range(len(completions))], args=args,
                               train_dataset=prompts, processing_class=tokenizer, callbacks=[Clock()])
         trainer.train()
         if not took or max(took) <= 0:
@@ -86,13 +83,13 @@ if side == 'trl':
     sys.exit()
 
 TASK = '''import hashlib
+from itertools import count
 NAME, LEVELS = 'noise', range(1, 2)
 def problem(seed, level, split='train'):
-    return dict(task=NAME, level=level, question=f'{abs(hash_(str(seed))) % 10 ** 9:010d}=')
-def hash_(s):
-    return int.from_bytes(hashlib.sha256(s.encode('utf-8', 'replace')).digest()[:8], 'big')
+    return dict(task=NAME, level=level, question=f'{int(hashlib.sha256(str(seed).encode()).hexdigest(), 16) % 10 ** 11:011d}=')
 canary = lambda seed, level: problem(seed, level)
-verify = judge = lambda p, answer: float(hash_(answer) % 2)
+first, second = count(), count()
+verify, judge = lambda p, answer: next(first) % 2.0, lambda p, answer: next(second) % 2.0
 steps = lambda p, thought: (1, 1)
 '''
 found = subprocess.run([sys.executable, '-c', 'import trl'], env={**os.environ, 'PYTHONPATH': path}, capture_output=True).returncode == 0
@@ -116,11 +113,11 @@ with tempfile.TemporaryDirectory() as tmp:
         for turn in range(turns):
             out = f'out-{n}-{turn}'
             run(['rl.py', '--task=noise', '--levels=1', '--harder=', '--init_from=warm', f'--out_dir={out}', f'--prompts={n // GROUP}',
-                 f'--group={GROUP}', f'--max_new={k}', f'--block_size={k + 64 - k % 64}', f'--max_steps={steps}', '--rounds=1',
+                 f'--group={GROUP}', f'--max_new={k}', f'--block_size={PROMPT + 4 + k}', f'--max_steps={steps}', '--rounds=1',
                  '--min_skill=0', '--eval_every=0', '--last_problems=1', '--eval_samples=1', '--save_every=0', f'--micro_rows={n}',
                  '--budget=True'], tree)
             rows_ = [json.loads(line) for line in open(tree / out / 'metrics.jsonl')]
-            ours += [(r['sample_ms'] + r['train_ms']) / 1000 for r in rows_ if 'sample_ms' in r][2:]
+            ours += [(r['sample_ms'] + r['train_ms']) / 1000 for r in rows_ if r.get('groups') == n // GROUP][2:]
             if found:
                 said = run([__file__, '--side=trl', f'--rows={n}', f'--new={k}', f'--steps={steps}'], tree, PYTHONPATH=path)
                 theirs += json.loads(said.splitlines()[-1])[2:]

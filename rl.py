@@ -72,7 +72,7 @@ rescore = False            # old log-probabilities by the trainer, for one more 
 max_steps = 200
 lr = 1e-4                  # of AdamW
 warmup = 5                 # steps
-decay = 0                  # steps; from there on lr falls as 1 / step, so that what is learned goes with the logarithm; 0: it stays
+lr_hold = 0                # steps; from there on lr falls as 1 / step: progress goes with the logarithm of the steps; 0: it stays
 beta1 = 0.9
 beta2 = 0.95
 weight_decay = 0.0
@@ -423,7 +423,7 @@ def learn(rolls, A):
         opt.start(len(micros))
         losses = forward_backward(models, [b for b, _ in micros], mesh, todo(len(micros)), shape, compute, device)
         seen = spread(micros, losses, N)
-        out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1), decay / (step + 1) if decay else 1.0))
+        out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1), lr_hold / (step + 1) if lr_hold else 1.0))
         if e == 0:                                     # what the trainer thought before the update, for nothing
             out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0)
     return out

@@ -425,7 +425,8 @@ def learn(rolls, A):
         seen = spread(micros, losses, N)
         out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1), lr_hold / (step + 1) if lr_hold else 1.0))
         if e == 0:                                     # what the trainer thought before the update, for nothing
-            out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0)
+            out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0,
+                       learned=int(np.count_nonzero(c)))
     return out
 
 # ---------------------------------------------------------------- the loop
@@ -486,7 +487,7 @@ while step < max_steps:
         rates[l] += 0.02 * (float(np.mean([o['r'] for o in g])) - rates[l])
     scale = np.std(A) if std and A else 1.0
     both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if x]
-    out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0)
+    out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0, learned=0)
     dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
     f = dict(figures(groups), **out, dropped=dropped, groups=len(kept), lam=lam_now)
     first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()

@@ -531,6 +531,8 @@ def test_the_log_says_what_was_asked_for(whole):
     assert steps[-1]['lam'] > 0 == steps[0]['lam'] and all(r['gnorm'] > 0 for r in steps if r['groups'])
     assert re.search(r'step 0004/0004 \| reward [\d.]+ \| len [\d.]+ \| entropy [\d.]+ \| skill', text)
     assert text.count('harder | pass@1 ') == 2
+    every = [r for r in steps if r['dropped'] == 0]
+    assert every and all(r['learned'] == r['tokens'] for r in every)                # all that was drawn, <eot> too
 
 
 def test_stopped_and_resumed_is_bit_equal(machine, warm, whole, tmp_path):  # noqa: F811

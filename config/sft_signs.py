@@ -4,7 +4,7 @@ Warm start for RL on `signs` (data/signs): format, arithmetic and two ways of th
     python train.py config/sft_signs.py
     python rl.py config/rl_signs.py              then
 
-2 CPU cores, about 3 minutes. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%.
+3.5 minutes of one core. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%.
 """
 out_dir = 'out-sft-signs'
 dataset = 'signs'

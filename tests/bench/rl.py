@@ -1,7 +1,7 @@
 """
 RL on `signs`: does it rise as a straight line over the logarithm of the tokens, and do thoughts grow, shrink and grow again?
 
-    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 12 minutes on 2 cores
+    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 10 minutes of one core
     python tests/bench/rl.py --seeds=3               as the target says
     python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; about 30 minutes
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there
@@ -94,8 +94,8 @@ def curves(where):
 
 def three_phases(where):
     """
-    config/rl_phases.py beside the same with lam=0. Lengths: of right answers to held-out problems, mean of early and late levels; wrong ones
-    mostly end at max_new, whatever the policy (printed beside it: of all rollouts).
+    config/rl_phases.py beside the same with lam=0. Lengths: of right answers to held-out problems, mean of early and late levels;
+    wrong ones mostly end at max_new, whatever the policy (printed beside it: of all rollouts).
     """
     warm, both = warm_start(where, 0.15), {}
     for name, more in (('penalty', []), ('control', ['--lam=0'])):

@@ -7,9 +7,9 @@ drawn for training; 8 digits, which RL never sees, go along.
     python tests/bench/rl.py                     both, and how straight the curves are
 
 One seed, 80 steps, 6 minutes of one core after 3.5 for the warm start; 256 held-out problems: pass@1 0.110 to 0.323, pass@16 0.769 to
-0.977, 8 digits 0.087 to 0.262; against ln tokens R^2 0.995, 0.936, 0.998; the line through the first 60% is wrong by 0.5, 1.6, 0.6 points at most
-on the rest. That warm start had been made from held-out problems by mistake; on 96 problems that neither it nor RL had seen: pass@1 0.123
-to 0.338, pass@16 0.823 to 0.982, 8 digits 0.079 to 0.232. To be run again, and with more seeds.
+0.977, 8 digits 0.087 to 0.262; against ln tokens R^2 0.995, 0.936, 0.998; the line through the first 60% is wrong by 0.5, 1.6, 0.6 points
+at most on the rest. That warm start had been made from held-out problems by mistake; on 96 problems that neither it nor RL had seen:
+pass@1 0.123 to 0.338, pass@16 0.823 to 0.982, 8 digits 0.079 to 0.232. To be run again, and with more seeds.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-signs'

@@ -9,6 +9,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 from importlib import import_module
 from itertools import combinations, product
@@ -20,6 +22,7 @@ import pytest
 import torch
 
 from data.codec import Codec
+from data.loader import open_shards
 from data.tools import call
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
@@ -155,6 +158,17 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
             r, t = task.steps(p, bad)
             spoiled += r < t
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
+
+
+def test_the_warm_starts_shards_keep_the_splits_apart(tmp_path):
+    """By the task's own hash, read back from the files: a loop variable bound late once made training documents about held-out problems."""
+    task, flags = import_module('data.signs.task'), ['--n_train=60', '--n_val=30', f'--out={tmp_path / "out"}']
+    subprocess.run([sys.executable, ROOT / 'data/signs/prepare.py', *flags], check=True, capture_output=True)
+    for split, part in (('train', 'train'), ('val', 'held')):
+        said = codec.untext(open_shards(tmp_path / 'out', split, codec)['ids'].tolist())
+        asked = re.findall('<user>([0-9,]+)=([0-9a-u])<assistant>', said)
+        problems = [task._make([int(d) for d in digits.split(',')], task.VALUES.index(t)) for digits, t in asked]
+        assert len(problems) == dict(train=60, val=30)[split] and {task._part(p) for p in problems} == {part}
 
 
 @pytest.mark.parametrize('name', TOOLS)

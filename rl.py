@@ -20,7 +20,7 @@ import torch.distributed as dist
 from configurator import configure
 from data.codec import Codec
 from data.loader import collate
-from data.plot import save_plot
+from data.plot import history, save_plot
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
@@ -70,13 +70,9 @@ epochs = 1                 # updates per batch of rollouts
 rescore = False            # old log-probabilities by the trainer, for one more pass; else by the sampler, which are the same: see `off`
 # -------- optimizer
 max_steps = 200
-lr = 1e-4
-muon = False               # matrices inside the blocks by Muon
-muon_lr = 2e-3
-head_lr = 1.0              # factors on lr by kind of parameter
-embed_lr = 1.0
-scalar_lr = 1.0
+lr = 1e-4                  # of AdamW
 warmup = 5                 # steps
+lr_hold = 0                # steps; from there on lr falls as 1 / step: progress goes with the logarithm of the steps; 0: it stays
 beta1 = 0.9
 beta2 = 0.95
 weight_decay = 0.0
@@ -107,18 +103,19 @@ config = configure(globals())
 
 # ---------------------------------------------------------------- the mathematics: arrays in, arrays out
 
-def advantages(r, n, lam, len_ref, p_lo, p_hi):
+def advantages(r, n, judged, lam, len_ref, p_lo, p_hi):
     """
-    r (P, G) verified rewards in [0, 1], n (P, G) tokens of thought and answer -> shaped rewards R and advantages A, (P, G) float64:
+    r (P, G) verified rewards in [0, 1], n tokens of thought and answer, judged bool -> shaped rewards R and advantages A, (P, G) float64:
         p_-i = mean_{j != i} r_j                             the solve rate of the others
         w_i  = clip((p_-i - p_lo) / (p_hi - p_lo), 0, 1)
         R_i  = r_i (1 - lam w_i min(1, n_i / len_ref))       only right answers pay: no length makes one wrong answer better than another
         A_i  = R_i - mean_{j != i} R_j                       leave-one-out baseline (Kool et al. 2019)
+        A_i  = 0                                             if it was not judged: not learned from, but in the baseline of the others
     Nothing is divided by a group's standard deviation: in a solved group that would blow the smallest penalty up to full strength.
     """
     others = lambda x: (x.sum(1, keepdims=True) - x) / (r.shape[1] - 1)
     R = r * (1 - lam * np.clip((others(r) - p_lo) / (p_hi - p_lo), 0, 1) * np.minimum(1, n / len_ref))
-    return R, R - others(R)
+    return R, np.where(judged, R - others(R), 0)
 
 
 def coefficients(new, old, logq, ref, A, own, total, loss, low, high, tis, kl):
@@ -245,8 +242,7 @@ except ValueError as e:
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=zero_shard)
 make = lambda: [m.to(device) for m in build(replace(cfg, z_loss=0.0), mesh, seed, pp_chunks)]      # weights have both signs: no z-loss
 models, reference = make(), make() if kl else []
-kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr)
-opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
+opt = Optimizer(models, mesh, compute, (beta1, beta2), weight_decay=weight_decay, clip=clip, zero=zero)
 for m in models:
     m.recompute = recompute
 sampler = Muse(cfg).to(device, compute).eval()         # the policy as one whole model on every rank ...
@@ -271,7 +267,7 @@ try:
     for path in there:
         try:
             ck = Checkpoint(path)
-            keys = ('init_from', 'task', 'levels', 'muon', 'seed')
+            keys = ('init_from', 'task', 'levels', 'seed')
             if k := next((k for k in keys if 'rl' not in ck.meta or ck.meta['config'][k] != config[k]), ''):
                 die(f'out_dir={out_dir} holds checkpoints of another run (its {k} differs): choose another --out_dir')
             ck.fill(state())
@@ -427,9 +423,10 @@ def learn(rolls, A):
         opt.start(len(micros))
         losses = forward_backward(models, [b for b, _ in micros], mesh, todo(len(micros)), shape, compute, device)
         seen = spread(micros, losses, N)
-        out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1)))
+        out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1), lr_hold / (step + 1) if lr_hold else 1.0))
         if e == 0:                                     # what the trainer thought before the update, for nothing
-            out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0)
+            out.update(off=float(np.abs(seen - logp)[drawn].mean()), kl=float((seen - ref)[drawn].mean()) if kl else 0.0,
+                       learned=int(np.count_nonzero(c)))
     return out
 
 # ---------------------------------------------------------------- the loop
@@ -478,8 +475,8 @@ while step < max_steps:
         ls = [random.Random(f'{seed}/{i}').choices(now, odds)[0] for i in range(asked, asked + n)]
         new = ask([job.problem(f'{seed}/{i}', l, 'train') for i, l in enumerate(ls, asked)], group, 8 + step * rounds + k)
         groups, asked = groups + new, asked + n
-        r, length = (np.array([[o[x] for o in g] for g in new], np.float64) for x in ('r', 'n'))
-        for g, a in zip(new, advantages(r, length, lam_now, len_ref or max_new, p_lo, p_hi)[1]):
+        r, length, done = (np.array([[o[x] for o in g] for g in new], np.float64) for x in ('r', 'n', 'done'))
+        for g, a in zip(new, advantages(r, length, (done > 0) | budget, lam_now, len_ref or max_new, p_lo, p_hi)[1]):
             if np.abs(a).max() > 1e-9 and len(kept) < prompts:
                 kept.append(g), A.append(a)
         if len(kept) == prompts:
@@ -489,8 +486,8 @@ while step < max_steps:
         l = str(g[0]['problem']['level'])
         rates[l] += 0.02 * (float(np.mean([o['r'] for o in g])) - rates[l])
     scale = np.std(A) if std and A else 1.0
-    both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if o['done'] or budget]
-    out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0)
+    both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if x]
+    out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0, learned=0)
     dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
     f = dict(figures(groups), **out, dropped=dropped, groups=len(kept), lam=lam_now)
     first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()
@@ -518,14 +515,10 @@ if stopped and step < max_steps:
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
 if plot and master:
-    rows = [json.loads(line) for line in open(Path(out_dir) / 'metrics.jsonl')]
-    steps, vals = ({r['step']: r for r in rows if key in r} for key in ('tokens', 'val'))          # of a step said twice the last counts
-    drawn = dict(zip([0, *sorted(steps)], np.cumsum([0] + [steps[k]['tokens'] for k in sorted(steps)]).tolist()))
-    parts = [x for x in ('held', 'harder') if any(x in v['val'] for v in vals.values())]
-    curve = lambda of, part, key: [(drawn[k] if of else k, vals[k]['val'][part][key]) for k in sorted(vals)]
-    ks = [k for k in (1, 4, 16) if k <= eval_samples]
+    vals, steps = history(out_dir)
+    curve = lambda x, part, key: [(v[x], v[2][part][key]) for v in vals if part in v[2] and key in v[2][part]]
     save_plot(Path(out_dir) / 'curves.png', [
-        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(True, x, f'pass{k}') for x in parts for k in ks}),
-        ('tokens of a rollout', 'step', False, {x: curve(False, x, 'length') for x in parts}),
-        *((k, 'step', False, {'training': [(n, steps[n][k]) for n in sorted(steps)]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])
+        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(1, x, f'pass{k}') for x in ('held', 'harder') for k in (1, 4, 16)}),
+        ('tokens of a rollout', 'step', False, {x: curve(0, x, 'length') for x in ('held', 'harder')}),
+        *((k, 'step', False, {'training': [(n, f[k]) for n, f in steps]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

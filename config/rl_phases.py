@@ -7,9 +7,11 @@ enough for.
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-Not shown yet as a whole. One seed, 70 steps: 3 digits from 18 to 38 tokens, then to 29.5 under the penalty, while pass@1 goes on from 0.90
-to 0.93 (5 digits, not trained on yet, get worse meanwhile: pass@1 0.35 to 0.28); the third phase and the control have not been run. With --brief=0.5 the brief way wins while thoughts still grow, and the
-penalty finds nothing more to take off.
+One seed, without the control, from a warm start that had seen held-out problems by mistake: right answers, mean of both levels, take 25.7
+tokens at first, 42.6 at step 20, 30.9 at step 80, 35.7 at step 100; pass@1 of 3 digits 0.55, 0.86, 0.93, 0.98, of 5 digits, trained on
+from step 80 on, 0.21, 0.35, 0.28, 0.49. Of all rollouts the third rise does not show (48.3 tokens at step 80, 46.6 at step 100): half of
+those with 5 digits end at max_new throughout. With --brief=0.5 the brief way wins while thoughts still grow, and the penalty finds nothing
+more to take off.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'

@@ -4,7 +4,7 @@ Warm start for RL on `signs` (data/signs): format, arithmetic and two ways of th
     python train.py config/sft_signs.py
     python rl.py config/rl_signs.py              then
 
-2 CPU cores, about 3 minutes. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%.
+3.5 minutes of one core. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%.
 """
 out_dir = 'out-sft-signs'
 dataset = 'signs'
@@ -12,13 +12,13 @@ tokenizer = 'bytes'
 image = False
 audio = False
 dtype = 'float32'          # at this width a step is the number of operations, not their size
-block_size = 128
-tokens_per_step = 4096
-micro_rows = 32
+block_size = 192           # long thoughts fit in
+tokens_per_step = 4608
+micro_rows = 24
 n_layer = 3
 n_head = 4
 n_embd = 64
-max_steps = 2000
+max_steps = 1500
 warmup = 50
 lr = 3e-3
 eval_docs = 0

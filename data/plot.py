@@ -2,8 +2,12 @@
 Curves as a PNG: axes, ticks, lines, a legend.
 
     save_plot('curves.png', [('solved', 'tokens', True, {'held-out': [(1e4, .3), (1e5, .4)], 'fit': ...})])
+    evaluations, steps = history('out-rl-signs')
 """
+import json
 import math
+from itertools import accumulate
+from pathlib import Path
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 520, 380, 60, 30, 15, 45      # pixels: of a panel, of its margins
@@ -17,6 +21,13 @@ def ticks(low, high, log):
     step = 10 ** math.floor(math.log10(high - low))
     step = next(s for s in (step / 5, step / 2, step, 2 * step) if (high - low) / s <= 6)
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+def history(out):
+    """out/metrics.jsonl of rl.py -> [(step, tokens drawn so far, evaluation {part: figures})], [(step, figures)]; a step's last counts."""
+    rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
+    vals, steps = ({r['step']: r for r in rows if key in r} for key in ('val', 'tokens'))
+    drawn = dict(zip([0, *sorted(steps)], accumulate((steps[s]['tokens'] for s in sorted(steps)), initial=0)))
+    return [(s, drawn[s], vals[s]['val']) for s in sorted(vals)], [(s, steps[s]) for s in sorted(steps)]
 
 def save_plot(path, panels, columns=2):
     """

@@ -5,6 +5,8 @@ splitting by family, the held-out items for task.py, and an end in one line.
 import contextlib, hashlib, io, json, os, re, shutil, signal, subprocess, sys, tempfile, zipfile
 from pathlib import Path
 import numpy as np
+from data.codec import Codec
+from data.loader import shard_dir, write_shards
 from data.media import BadInput
 
 @contextlib.contextmanager
@@ -20,6 +22,17 @@ def guard(name):
     except (BadInput, OSError) as e:
         print(f'{name}: {e}', file=sys.stderr)
         sys.exit(2)
+
+def write_made(name, document, keys):
+    """
+    The body of a prepare.py that makes its documents up: document(i, split, codec) -> segments, of 'train' and 'val'; keys: the script's
+    n_train, n_val, tokenizer, n_loc and out, '' for data/NAME/shards-TOKENIZER.
+    """
+    with guard(name):
+        codec = Codec(keys['tokenizer'], keys['n_loc'])
+        # s=s: a generator would see the last s, and training documents would be about held-out problems
+        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', keys['n_train']), ('val', keys['n_val']))}
+        write_shards(keys['out'] or shard_dir(name, codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
 
 def store(path, data):
     """Writes bytes under a temporary name, then renames: path is whole or absent."""

@@ -9,6 +9,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 from importlib import import_module
 from itertools import combinations, product
@@ -20,6 +22,7 @@ import pytest
 import torch
 
 from data.codec import Codec
+from data.loader import open_shards
 from data.tools import call
 from model import ModelConfig, Muse, build
 from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
@@ -157,6 +160,17 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
 
 
+def test_the_warm_starts_shards_keep_the_splits_apart(tmp_path):
+    """By the task's own hash, read back from the files: a loop variable bound late once made training documents about held-out problems."""
+    task, flags = import_module('data.signs.task'), ['--n_train=60', '--n_val=30', f'--out={tmp_path / "out"}']
+    subprocess.run([sys.executable, ROOT / 'data/signs/prepare.py', *flags], check=True, capture_output=True)
+    for split, part in (('train', 'train'), ('val', 'held')):
+        said = codec.untext(open_shards(tmp_path / 'out', split, codec)['ids'].tolist())
+        asked = re.findall('<user>([0-9,]+)=([0-9a-u])<assistant>', said)
+        problems = [task._make([int(d) for d in digits.split(',')], task.VALUES.index(t)) for digits, t in asked]
+        assert len(problems) == dict(train=60, val=30)[split] and {task._part(p) for p in problems} == {part}
+
+
 @pytest.mark.parametrize('name', TOOLS)
 def test_what_the_warm_start_reads_is_what_the_tools_say(name):
     """The calls that a problem needs, run, give what the documents of the warm start have between <out> and </out>."""
@@ -220,7 +234,8 @@ def test_advantages_by_loops():
     rng = np.random.default_rng(0)
     r, n = (rng.random((5, 6)) < 0.6).astype(float), rng.integers(5, 60, (5, 6)).astype(float)
     r[0], r[1] = 1, 0                                         # solved by all, by none
-    R, A = rl.advantages(r, n, 0.5, 40, 0.3, 0.9)
+    judged = np.ones_like(r, bool)
+    R, A = rl.advantages(r, n, judged, 0.5, 40, 0.3, 0.9)
     for g in range(5):
         want = []
         for i in range(6):
@@ -229,10 +244,12 @@ def test_advantages_by_loops():
         assert R[g] == pytest.approx(want)
         assert A[g] == pytest.approx([want[i] - np.mean([want[j] for j in range(6) if j != i]) for i in range(6)])
     assert not A[1].any() and A[0].any()
-    assert np.abs(rl.advantages(r, n, 1e-3, 40, 0.3, 0.9)[1][0]).max() <= 2e-3      # a small penalty stays small in a solved group
-    assert (rl.advantages(r, n, 0.0, 40, 0.3, 0.9)[0] == r).all()
+    assert np.abs(rl.advantages(r, n, judged, 1e-3, 40, 0.3, 0.9)[1][0]).max() <= 2e-3      # a small penalty stays small in a solved group
+    assert (rl.advantages(r, n, judged, 0.0, 40, 0.3, 0.9)[0] == r).all()
+    some = rng.random((5, 6)) < 0.7                           # others were truncated: they count for these
+    assert (rl.advantages(r, n, some, 0.5, 40, 0.3, 0.9)[1] == np.where(some, rl.advantages(r, n, judged, 0.5, 40, 0.3, 0.9)[1], 0)).all()
     longer = n + 30 * (r == 0)
-    assert (rl.advantages(r, longer, 0.5, 40, 0.3, 0.9)[0] == R).all()              # the length of wrong answers changes nothing
+    assert (rl.advantages(r, longer, judged, 0.5, 40, 0.3, 0.9)[0] == R).all()              # the length of wrong answers changes nothing
 
 
 def literal(kind, new, old, logq, ref, A, own, total, low, high, tis, kl):
@@ -283,6 +300,7 @@ def rollouts(n=11, seed=0):
         w[size // 3:size // 3 + (i % 3)] = 0
         w[len(w) - (i % 2) * (size > 2):] = 0
         doc = dict(prompt, ids=np.concatenate([prompt['ids'], ids]), w=np.concatenate([0 * prompt['w'], w]))
+        doc['w'][doc['ids'] == codec.sp['img']] = 1               # as if the model had drawn it
         out.append(dict(doc=doc, first=len(prompt['ids']), w=w))
     return out, rng.standard_normal(n)
 
@@ -402,6 +420,55 @@ def test_the_sampler_says_what_the_trainer_says(temperature):
     assert 0 < drawn.min() < drawn.max() < 0.05 if temperature == 1 else np.abs(drawn).max() > 0.2     # 1: grammar excludes some
 
 
+@pytest.mark.parametrize('name', [t for t in TOOLS if t != 'point'])
+def test_tools_answer_inside_of_rollouts_and_are_not_learned_from(name, monkeypatch):
+    """
+    rl.py's own rollouts of a policy that says the right calls and then the right answer: they are paid for; exactly what was drawn is
+    learned from, neither what a tool said nor a crop's patches; and the trainer, which reads both as context, gives every drawn token the
+    log-probability that the sampler gave it.
+    """
+    task, model = import_module(f'data.{name}.task'), build(ModelConfig(**CFG), solo_mesh(), 5)[0].double().eval()
+    space = functions('rl.py', 'sync', 'rollout', 'split', 'ask').ask.__globals__
+    space.update(codec=codec, job=task, sampler=model, shared=True, opt=SimpleNamespace(units=[]), rank=0, world=1, seed=3, sample_rows=8,
+                 max_new=160, temperature=1.0, block_size=384, tools=True)
+    problems, plan, now = [task.problem(i, list(task.LEVELS)[1], 'held') for i in range(3)], {}, []
+    of = lambda text, *marks: [i for t in re.split('(<[a-z/]+>)', text) for i in ([codec.sp[t[1:-1]]] if t[:1] == '<' else codec.text(t))]
+    for p in problems:
+        calls, right = {'pytool': lambda: ([task.call(p)], p['product']), 'peek': lambda: ([task.call(p['place'])], p['digit']),
+                        'lookup': lambda: (task.calls(p), p['number']),
+                        'spawn': lambda: ([task.call(p)], ','.join(map(str, p['values'])))}[name]()
+        plan[p['question']] = of(''.join(f'<tool>{c}</tool>' for c in calls) + f'{right}<eot>')
+        if name == 'spawn':
+            plan |= {q: of(f'<think>7</think>{v}<eot>') for q, v in zip(p['question'].split(' '), p['values'])}
+
+    def choose(logits, *_):
+        ids = [plan[codec.untext(r.prompt['ids']).split('<user>')[1].split('<assistant>')[0]][sum(r.w)] for r in now]
+        logp = torch.log_softmax(logits.double(), -1)[range(len(ids)), ids]
+        return torch.tensor(ids), logp, logp
+    old = Engine._choose
+    monkeypatch.setattr(Engine, '_choose', lambda self, rows: (now.__setitem__(slice(None), rows), old(self, rows))[1])
+    monkeypatch.setattr('sample.choose', choose)
+    rolls = sum(space['ask'](problems, 2, 1), [])
+    for o in rolls:
+        said = codec.untext(o['doc']['ids'][o['first']:].tolist())
+        if not (name == 'pytool' and 'no sandbox' in said):
+            assert said.count('<out>') == said.count('<tool>') > 0 == said.count('error'), said
+        assert (o['r'], o['second'], o['done']) == (1, 1, True), said
+        inside = np.cumsum((o['doc']['ids'] == codec.sp['out']).astype(int)) - np.r_[0, np.cumsum(o['doc']['ids'] == codec.sp['/out'])[:-1]]
+        assert ((o['doc']['w'] > 0) == (inside == 0))[o['first']:].all() and not o['doc']['w'][:o['first']].any()
+        assert o['n'] == len(plan[o['problem']['question']]) and task.steps(o['problem'], o['thought']) == (said.count('<tool>'),) * 2
+    if name == 'peek':
+        assert all(len(o['doc']['patches']) == 4 + 1 for o in rolls)           # the coarse picture, and the crop
+    w, logp = (np.concatenate([o[k] for o in rolls]) for k in ('w', 'logp'))
+    seen = np.full(len(w), np.nan)
+    for b, where in rl.pack(rolls, 384, 2, solo_mesh(), codec):
+        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
+        said = forward_only([model], b, solo_mesh(), (2, 384, 32), torch.float64, 'cpu')['txt_each'].numpy()
+        seen[where[where >= 0]] = -said[where >= 0]
+    assert (np.isfinite(seen) == (w > 0)).all()
+    np.testing.assert_allclose(seen[w > 0], logp[w > 0], rtol=1e-9 if name != 'peek' else 1e-7, atol=1e-12)        # pixels are float32
+
+
 # ---------------------------------------------------------------- guards
 
 def test_alarms_name_what_is_wrong_and_only_that():
@@ -478,6 +545,8 @@ def test_the_log_says_what_was_asked_for(whole):
     assert steps[-1]['lam'] > 0 == steps[0]['lam'] and all(r['gnorm'] > 0 for r in steps if r['groups'])
     assert re.search(r'step 0004/0004 \| reward [\d.]+ \| len [\d.]+ \| entropy [\d.]+ \| skill', text)
     assert text.count('harder | pass@1 ') == 2
+    every = [r for r in steps if r['dropped'] == 0]
+    assert every and all(r['learned'] == r['tokens'] for r in every)                # all that was drawn, <eot> too
 
 
 def test_stopped_and_resumed_is_bit_equal(machine, warm, whole, tmp_path):  # noqa: F811
@@ -502,6 +571,30 @@ def test_ranks_give_what_one_process_gives(machine, warm, whole, tmp_path, flags
             assert a[k] == (pytest.approx(b[k], rel=1e-7, abs=1e-10) if isinstance(b[k], float) else b[k]), k
 
 
+@pytest.fixture(scope='module')
+def alone(machine, warm):  # noqa: F811
+    r, = go(machine, warm, machine.path / 'alone', *ONE)
+    assert r.code == 0, r.err
+    return machine.path / 'alone'
+
+
+ONE = ['--max_steps=1', '--dtype=float32', '--clip=0', '--beta1=0.9']
+
+
+@pytest.mark.parametrize('flags', ['--dp=2 --tp=2', '--dp=2', '--tp=2', '--micro_rows=1', '--micro_rows=8'])
+def test_ranks_and_microbatches_give_the_gradients_of_one_process(machine, warm, alone, tmp_path, flags):  # noqa: F811
+    """Of the same rollouts, in float32, to 1e-5 of each parameter's norm: AdamW's first moment is 0.1 times the first gradient."""
+    world = math.prod(int(n) for n in re.findall('p=([0-9])', flags))
+    rs = go(machine, warm, tmp_path, *ONE, *flags.split(), world=world)
+    assert [r.code for r in rs] == [0] * world, [r.err for r in rs]
+    assert [r['length'] for r in records(tmp_path) if 'groups' in r] == [r['length'] for r in records(alone) if 'groups' in r]
+    (_, got), (_, want) = tensors(tmp_path), tensors(alone)
+    names = [n for n in want if n.startswith('exp_avg/')]
+    assert len(names) > 10 and got.keys() == want.keys()
+    for n in names:
+        assert want[n].norm() > 0 and (got[n] - want[n]).norm() <= 1e-5 * want[n].norm(), n
+
+
 def test_only_short_answers_pay_so_it_learns_to_stop(machine, warm, tmp_path):  # noqa: F811
     """A task for which every answer is right: only length counts, and <eot> must be among what is learned from."""
     path = machine.path / 'data/short'
@@ -517,6 +610,8 @@ def test_only_short_answers_pay_so_it_learns_to_stop(machine, warm, tmp_path):  
 
 def test_what_is_wrong_is_one_line(machine, warm, tmp_path):  # noqa: F811
     run = lambda *flags: go(machine, warm, tmp_path / 'x', '--max_steps=2', *flags)[0]
+    one_line(run('--max_new=4'), 'do not end within max_new=4', 'raise it')
+    one_line(run('--max_off=-1'), 'step 1', 'sampler and trainer differ', '--dtype=float32')
     one_line(run('--min_skill=1.01'), 'steps in the warm start', '101%', 'config/sft_signs.py', '--min_skill')
     one_line(run('--task=scenes'), 'levels=2', 'not one for RL')
     one_line(run('--task=nosuch'), 'task=nosuch')

@@ -15,9 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.chain.task import problem
-from data.codec import Codec
-from data.loader import shard_dir, write_shards
-from data.source import guard
+from data.source import write_made
 
 n_train = 60000  # documents
 n_val = 1500
@@ -41,7 +39,4 @@ def document(i, split, codec):
 
 if __name__ == '__main__':
     configure(globals())
-    with guard('chain'):
-        codec = Codec(tokenizer, n_loc)
-        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', n_train), ('val', n_val))}
-        write_shards(out or shard_dir('chain', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
+    write_made('chain', document, globals())

@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
-from data.codec import Codec
-from data.loader import shard_dir, write_shards
 from data.peek.task import call, problem
-from data.source import guard
+from data.source import write_made
 from data.tools import call as run
 
 n_train = 20000  # documents
@@ -42,7 +40,4 @@ def document(i, split, codec):
 
 if __name__ == '__main__':
     configure(globals())
-    with guard('peek'):
-        codec = Codec(tokenizer, n_loc)
-        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', n_train), ('val', n_val))}
-        write_shards(out or shard_dir('peek', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
+    write_made('peek', document, globals())

@@ -16,20 +16,18 @@ import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
-from data.codec import Codec
-from data.loader import shard_dir, write_shards
 from data.signs.task import M, VALUES, problem
-from data.source import guard
+from data.source import write_made
 
 n_train = 60000  # documents
 n_val = 1500
 seed = 0
-levels = '2:1+3:2+4:2+5:2+6:2+7:1'  # digits and how often
+levels = '3:1+4:2+5:2+6:2+7:2+8:2'  # digits and how often
 direct = 0.08  # part of the documents without a thought
 brief = 0.5  # of the others: signs and values alone
 patient = 0.3  # of the others: give up rarely
 give_up, give_up_patient = 0.5, 0.08  # after a miss
-most = 100  # characters of a thought: then it gives up
+most = 150  # characters of a thought: then it gives up
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
 out = ''  # folder; '': data/signs/shards-TOKENIZER
@@ -69,7 +67,4 @@ def document(i, split, codec):
 
 if __name__ == '__main__':
     configure(globals())
-    with guard('signs'):
-        codec = Codec(tokenizer, n_loc)
-        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', n_train), ('val', n_val))}
-        write_shards(out or shard_dir('signs', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
+    write_made('signs', document, globals())

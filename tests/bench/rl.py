@@ -1,7 +1,7 @@
 """
 RL on `signs`: does it rise as a straight line over the logarithm of the tokens, and do thoughts grow, shrink and grow again?
 
-    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 12 minutes on 2 cores
+    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 10 minutes of one core
     python tests/bench/rl.py --seeds=3               as the target says
     python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; about 30 minutes
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there
@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
-from data.plot import save_plot
+from data.plot import history, save_plot
 from optim_zero import Checkpoint, checkpoints
 
 seeds = 1
@@ -53,14 +53,6 @@ def warm_start(where, brief):
     return out
 
 
-def read(out):
-    """metrics.jsonl -> [(step, tokens drawn until then, evaluation {part: figures})], [(step, figures)]; the last one of a step counts."""
-    rows = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')]
-    vals, steps = ({r['step']: r for r in rows if key in r} for key in ('val', 'tokens'))
-    drawn = np.cumsum([0] + [steps[s]['tokens'] for s in sorted(steps)])
-    return [(s, int(drawn[s]), vals[s]['val']) for s in sorted(vals)], [(s, steps[s]) for s in sorted(steps)]
-
-
 def line(points):
     """[(tokens, y)] -> a, b of y = a + b ln(tokens), R^2, largest error on the last 40% of the line through the first 60%."""
     x, y = np.log([t for t, _ in points]), np.array([y for _, y in points])
@@ -76,7 +68,7 @@ def curves(where):
     for seed in range(first, first + seeds):
         out = Path(where) / f'rl-{seed}'
         run('rl.py', 'config/rl_signs.py', f'--init_from={warm}', f'--out_dir={out}', f'--seed={seed}', *flags.split())
-        evals, steps = read(out)
+        evals, steps = history(out)
         result = dict(seed=seed, tokens=evals[-1][1], problems=evals[0][2]['held']['problems'])
         for part, key in (('held', 'pass1'), ('held', 'pass16'), ('harder', 'pass1')):
             same = evals[1][2][part]['problems']               # the last evaluation may be about more of them
@@ -101,18 +93,22 @@ def curves(where):
 
 
 def three_phases(where):
-    """config/rl_phases.py beside the same with lam=0. Lengths: of all rollouts on held-out problems of all levels, early and late ones."""
+    """
+    config/rl_phases.py beside the same with lam=0. Lengths: of right answers to held-out problems, mean of early and late levels;
+    wrong ones mostly end at max_new, whatever the policy (printed beside it: of all rollouts).
+    """
     warm, both = warm_start(where, 0.15), {}
     for name, more in (('penalty', []), ('control', ['--lam=0'])):
         out = Path(where) / f'phases-{name}'
         run('rl.py', 'config/rl_phases.py', f'--init_from={warm}', f'--out_dir={out}', *more, *flags.split())
-        evals, steps = read(out)
+        evals, steps = history(out)
         third = Checkpoint(checkpoints(out)[0]).meta['config']['more_at']
-        both[name] = [(s, (v['held']['length'] + v['harder']['length']) / 2, v['held']['pass1'], v['harder']['pass1']) for s, _, v in evals]
-    print(f'{"":8s} {"step":>5s} {"length":>7s} {"pass@1":>7s} {"of the late levels":>18s}')
+        mean = lambda v, key: (v['held'][key] + v['harder'][key]) / 2
+        both[name] = [(s, mean(v, 'length_right'), v['held']['pass1'], v['harder']['pass1'], mean(v, 'length')) for s, _, v in evals]
+    print(f'{"":8s} {"step":>5s} {"length":>7s} {"(all)":>7s} {"pass@1":>7s} {"of the late levels":>18s}')
     for name, points in both.items():
         for p in points:
-            print(f'{name:8s} {p[0]:5d} {p[1]:7.1f} {p[2]:7.3f} {p[3]:18.3f}')
+            print(f'{name:8s} {p[0]:5d} {p[1]:7.1f} {p[4]:7.1f} {p[2]:7.3f} {p[3]:18.3f}')
     points = both['penalty']
     start, early, late = points[0], [p for p in points if p[0] <= third], [p for p in points if p[0] > third]
     peak = max(early, key=lambda p: p[1])
@@ -126,7 +122,7 @@ def three_phases(where):
         print(f'{k:8s} step {p[0]:4d}: length {p[1]:5.1f} (control {control[k][1]:5.1f}), pass@1 {p[2]:.3f} ({control[k][2]:.3f}), '
               f'of the late levels {p[3]:.3f} ({control[k][3]:.3f})')
     save_plot(Path(where) / 'phases.png', [
-        ('tokens of a rollout, held-out, all levels', 'step', False, {k: [(p[0], p[1]) for p in v] for k, v in both.items()}),
+        ('tokens of a right answer, held-out, all levels', 'step', False, {k: [(p[0], p[1]) for p in v] for k, v in both.items()}),
         ('pass@1, held-out', 'step', False, {f'{k}, {n} levels': [(p[0], p[i]) for p in v] for k, v in both.items()
                                              for i, n in ((2, 'early'), (3, 'late'))})])
     print(f'{Path(where) / "phases.png"}; ' + ', '.join(f'{k}: {v}' for k, v in ok.items()))

@@ -5,8 +5,8 @@ Seeing, pointing, reading charts, drawing, hearing and thinking in pictures: one
     python tests/bench/skills.py --from=out-skills                      the table with the targets, controls and contact sheets
 
 Measured: 34 minutes on one core (1976 CPU-seconds, 12.3 M positions, 3.7 M parameters); two were not free, where it is under half an hour.
-Weights are per document: of the positions scenes are about 40%, objects and charts 17% each, visual 12%, speech 14%. Learned by then: scenes,
-and of objects what needs no shape. Reading charts, thinking in pictures and drawing shapes want more; README has the table.
+Weights are per document: of the positions scenes are about 40%, objects and charts 17% each, visual 12%, speech 14%. Learned by then:
+scenes, and of objects what needs no shape. Reading charts, thinking in pictures, drawing shapes want more; README has the table.
 """
 out_dir = 'out-skills'
 dataset = 'scenes:6+objects:0.9+charts:0.6+visual:1.2+speech:4'

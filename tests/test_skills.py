@@ -263,7 +263,8 @@ GENERATED = 'chain charts countdown lookup objects peek point pytool scenes sign
 def test_shards_hold_the_split_they_are_named_after(name, tmp_path):
     """What prepare.py writes as `train` are training documents: a loop variable bound late once made them all those of `val`."""
     ROOT = Path(skills.__file__).parents[1]
-    subprocess.run([sys.executable, ROOT / 'data' / name / 'prepare.py', '--n_train=3', '--n_val=2', f'--out={tmp_path / "out"}'], check=True)
+    flags = ['--n_train=3', '--n_val=2', f'--out={tmp_path / "out"}']
+    subprocess.run([sys.executable, ROOT / 'data' / name / 'prepare.py', *flags], check=True)
     document = import_module(f'data.{name}.prepare').document
     for split, n in (('train', 3), ('val', 2)):
         s = open_shards(tmp_path / 'out', split, C)

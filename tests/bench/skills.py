@@ -1,7 +1,7 @@
 """
 One model, every skill: held-out questions beside blind controls, what guessing gives, and the targets.
 
-    python tests/bench/skills.py --from=out-skills                       evaluates a checkpoint: about 10 minutes on one core
+    python tests/bench/skills.py --from=out-skills                       evaluates a checkpoint: 6 minutes on one core
     python tests/bench/skills.py --train --fsdd=fsdd_train.npz           trains it first, with config/train_skills.py
     python tests/bench/skills.py --only=what,box --cases=50              some of it
     python tests/bench/skills.py --direct=out-direct                     beside it a model that only answers, see below
@@ -143,7 +143,8 @@ for row in table(net, codec, shards(), cases, lambda line: None, keep, chosen):
         shape = 'exact' if r['skill'].startswith('draw ') else METRIC.get(r['skill'].split()[0], 'exact')
         number = lambda v: f'{v:7.1f}%' if v is not None else '       -'
         print(f'{r["data"]:8s} {r["skill"]:16s} {shape:15s} {number(r["score"])} {number(r["blind"])} {number(r["chance"])} '
-              f'{r["cases"]:6d}{number(judged.get(r["skill"]))} {number(target)} {"" if target is None else "reached" if r["reached"] else "no"}', flush=True)
+              f'{r["cases"]:6d}{number(judged.get(r["skill"]))} {number(target)} '
+              f'{"" if target is None else "reached" if r["reached"] else "no"}', flush=True)
     extra.clear()
 
 score = {(r['data'], r['skill']): r['score'] for r in rows}

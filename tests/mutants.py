@@ -436,7 +436,8 @@ def work(root, script, argv):
     os.setsid(), os.chdir(root)
     out = os.open('out', os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1), os.dup2(out, 2)
-    sys.path[:] = [root] + [p for p in sys.path if p and Path(p) not in (ROOT, ROOT / 'tests')]      # but what is installed, even inside the repository
+    # not this repository, but what is installed, even if inside of it
+    sys.path[:] = [root] + [p for p in sys.path if p and Path(p) not in (ROOT, ROOT / 'tests')]
     sys.argv, sys.dont_write_bytecode, code = [script, *argv], True, 1
     try:
         if script == 'pytest':

@@ -19,9 +19,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
-from data.codec import Codec
-from data.loader import shard_dir, write_shards
-from data.source import guard
+from data.source import write_made
 from data.twice.task import problem, word
 
 n_train = 60000  # documents
@@ -86,7 +84,4 @@ def document(i, split, codec):
 
 if __name__ == '__main__':
     configure(globals())
-    with guard('twice'):
-        codec = Codec(tokenizer, n_loc)
-        docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', n_train), ('val', n_val))}
-        write_shards(out or shard_dir('twice', codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
+    write_made('twice', document, globals())

@@ -370,7 +370,7 @@ MUTANTS = [
     (44, 'sampling with another clock than training', 'model.py', 'pytest: tests/test_model.py oracle',
      'x = x + (x1 - x) / (steps - i)',
      'x = x + (x1 - x) / (steps - i + 1)'),
-    (45, 'the cache forgets a position', 'sample.py', 'pytest: tests/test_sample.py cached_equals',
+    (45, 'the cache forgets a position', 'sample.py', 'pytest: tests/test_sample.py plain_loop and dense',
      'self.n[on] += 1',
      'self.n[on] += self.n[on] < 20'),
     (46, 'a later position is seen', 'parallel.py', 'pytest: tests/test_model.py later',
@@ -418,7 +418,7 @@ MUTANTS = [
     (54, 'memory: the engine sees the ids one late', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
      'torch.arange(1, 1 + self.model.cfg.past',
      'torch.arange(2, 2 + self.model.cfg.past'),
-    (54, 'the ids before: across documents', 'model.py', 'pytest: tests/test_model.py packed and tied',
+    (54, 'the ids before: none is taken for the first id', 'model.py', 'pytest: tests/test_model.py by_the_book',
      'w, mesh) * (past >= 0)[..., None]',
      'w, mesh)'),
 ]

@@ -8,7 +8,7 @@ Warm start for `signs` (see task.py): thoughts that show the arithmetic, the for
     <user>3,9,2=r<assistant><think>+c+ex</think>-+<eot>                    gave up after a miss: the answer is a guess, right or wrong
     <user>3,9,2=r<assistant>-+<eot>                                        no thought: a guess
 
-Attempts are drawn at random, so some come twice. Most documents are impatient (after a miss they give up half of the time), some are
+Attempts are drawn at random, so some come twice; in part of the documents they hit more often than chance would have it. Most documents are impatient (after a miss they give up half of the time), some are
 patient, so that long thoughts were seen. Training documents are about training problems only, validation documents about held-out ones.
 """
 import random
@@ -27,6 +27,7 @@ direct = 0.08  # part of the documents without a thought
 brief = 0.5  # of the others: signs and values alone
 patient = 0.3  # of the others: give up rarely
 give_up, give_up_patient = 0.5, 0.08  # after a miss
+lucky = 0.4  # part of the documents in which attempts hit so often, on purpose: that the answer repeats what hit is else learned late or not
 most = 150  # characters of a thought: then it gives up
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
@@ -40,11 +41,13 @@ def attempt(p, signs, style):
         text += s + VALUES[v] if style == 'brief' else f'{s}{d}={VALUES[v]}'
     return text, v == p['target']
 
-def think(p, rng, style, stop):
-    """-> (thought, answer); gives up after a miss with probability `stop`."""
+def think(p, rng, style, stop, luck):
+    """-> (thought, answer); an attempt hits with probability `luck`, or by chance; gives up after a miss with probability `stop`."""
     thought, draw = '', lambda: ''.join(rng.choice('+-') for _ in p['digits'][1:])
     while True:
-        signs = draw()
+        signs, right = draw(), rng.random() < luck
+        while right and not attempt(p, signs, style)[1]:
+            signs = draw()
         text, hit = attempt(p, signs, style)
         thought += text
         if hit:
@@ -62,7 +65,7 @@ def document(i, split, codec):
     if rng.random() < direct:
         return start + [('text', ''.join(rng.choice('+-') for _ in p['digits'][1:])), ('ids', [sp['eot']])]
     style, stop = 'brief' if rng.random() < brief else 'full', give_up_patient if rng.random() < patient else give_up
-    thought, answer = think(p, rng, style, stop)
+    thought, answer = think(p, rng, style, stop, lucky if rng.random() < lucky else 0)
     return start + [('ids', [sp['think']]), ('text', thought), ('ids', [sp['/think']]), ('text', answer), ('ids', [sp['eot']])]
 
 if __name__ == '__main__':

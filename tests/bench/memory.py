@@ -109,8 +109,8 @@ if __name__ == '__main__':
                 paper, n = sum(n * each(k) for n, k in units), sum(n for n, _ in units)
                 bound = (sum(parts) * (2 if stage == 3 else 0) + (2 * sum(parts) * 4 if stage > 1 else 0))
                 good &= sum(rest.values()) == paper and most <= bound
-                held = ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients', 'masters', 'moments'))
-                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} {held}'
+                row = ' '.join(f'{rest[k]:10,d}' for k in ('parameters', 'gradients', 'masters', 'moments'))
+                print(f'{"experts " * moe + f"d={d} ZeRO-{stage}":24s} {row}'
                       + f' {sum(rest.values()) / n:10.3f} {paper / n:8.3f} {most:10,d} {bound:10,d}'
                       + '  DIFFERS' * (sum(rest.values()) != paper or most > bound))
     print(f'\n{"activations":24s} {"measured":>12s} {"formula":>12s}')

@@ -8,8 +8,9 @@ Warm start for `signs` (see task.py): thoughts that show the arithmetic, the for
     <user>3,9,2=r<assistant><think>+c+ex</think>-+<eot>                    gave up after a miss: the answer is a guess, right or wrong
     <user>3,9,2=r<assistant>-+<eot>                                        no thought: a guess
 
-Attempts are drawn at random, so some come twice; in part of the documents they hit more often than chance would have it. Most documents are impatient (after a miss they give up half of the time), some are
-patient, so that long thoughts were seen. Training documents are about training problems only, validation documents about held-out ones.
+Attempts are drawn at random, so some come twice; in part of the documents they hit more often than chance would have it. Most documents
+are impatient (after a miss they give up half of the time), some are patient, so that long thoughts were seen. Training documents are about
+training problems only, validation documents about held-out ones.
 """
 import random
 import sys
@@ -27,7 +28,7 @@ direct = 0.08  # part of the documents without a thought
 brief = 0.5  # of the others: signs and values alone
 patient = 0.3  # of the others: give up rarely
 give_up, give_up_patient = 0.5, 0.08  # after a miss
-lucky = 0.4  # part of the documents in which attempts hit so often, on purpose: that the answer repeats what hit is else learned late or not
+lucky = 0.4  # part of the documents in which attempts hit so often, on purpose: else it is hardly learned to repeat what hit
 most = 150  # characters of a thought: then it gives up
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py

@@ -4,9 +4,9 @@ Warm start for RL on `signs` (data/signs): format, arithmetic and two ways of th
     python train.py config/sft_signs.py
     python rl.py config/rl_signs.py              then
 
-5 minutes of one core. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%. What it
-does not measure: whether the answer repeats the signs that hit, which is learned late, or not at all: 37 of 37 in one run of 1500 steps,
-3 of 39 in another (then pass@1 is that of a guess, 0.05 with 7 digits, not 0.11). 2000 steps have not been tried with these levels.
+3.5 minutes of one core. Text loss per token ends near the entropy of the guesses; rl.py measures the step arithmetic and wants 95%. What it
+does not measure: whether the answer repeats the signs that hit; that is why in part of the documents attempts hit on purpose (43 of 43
+then; without them 3 of 36 after 2000 steps, and pass@1 is that of a guess).
 """
 out_dir = 'out-sft-signs'
 dataset = 'signs'
@@ -20,7 +20,7 @@ micro_rows = 24
 n_layer = 3
 n_head = 4
 n_embd = 64
-max_steps = 2000
+max_steps = 1500
 warmup = 50
 lr = 3e-3
 eval_docs = 0

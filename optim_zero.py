@@ -1,5 +1,5 @@
 """
-The optimizer over flat units, ZeRO 0-3, and checkpoints that fit any layout.
+The optimizer over flat units, ZeRO 0-3.
 
 A unit is what is gathered and reduced together: the parameters of one block (or of the embedding, the heads, one layer's experts) whose
 gradients are summed over the same groups, flattened and padded so that the d ranks of a group can own equal shards of it. (Rajbhandari et
@@ -26,7 +26,7 @@ Checkpoints, which hold what Optimizer.tensors() yields: data/checkpoint.py.
 import math, sys, weakref
 import torch
 import torch.nn.functional as F
-from data.checkpoint import Checkpoint, checkpoints, command, prune, save_checkpoint   # noqa: F401   (rl.py takes them from here)
+from data.checkpoint import command
 from parallel import Spec, all_gather, all_gather_into, all_reduce, all_to_all, reduce_scatter_into
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from configurator import configure
+from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
 from data.codec import Codec
-from data.loader import collate
+from data.collate import collate
 from data.plot import history, save_plot
 from model import ModelConfig, Muse, build
-from optim_zero import Checkpoint, Optimizer, checkpoints, prune, save_checkpoint
+from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
 from sample import Engine, turn
 
@@ -172,7 +173,7 @@ def pack(rolls, T, micro, mesh, codec, past=0):
     """
     cat = lambda k: np.concatenate([r['doc'][k] for r in rolls])
     at = np.cumsum([[0, 0, 0]] + [[len(r['doc'][k]) for k in ('ids', 'patches', 'frames')] for r in rolls], 0)
-    s = dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames'), doc=at)     # as loader.open_shards
+    s = dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames'), doc=at)     # as shards.open_shards
     first, size = np.array([r['first'] for r in rolls]), np.diff(at[:, 0])
     begin, rows, room = np.cumsum(size - first) - (size - first), [], []
     for d in np.argsort(-size, kind='stable').tolist():

@@ -441,7 +441,7 @@ def batches():
                          dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
 
 def roll_back(why):
-    """To the newest checkpoint that can be read, past the batches since; whether it did: three times to one step would be no way out."""
+    """To the newest checkpoint that can be read, past the batches since; whether it did: to one step three times at most."""
     global loader, shift
     finish_saving()
     there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1

@@ -7,7 +7,6 @@ the same for every number of ranks. data/shards.py has the shards, data/collate.
 import queue, threading
 import numpy as np
 from data.collate import collate
-from data.shards import open_shards, shard_dir, write_shards      # noqa: F401   to be had from here, too
 
 
 # ---------------------------------------------------------------- rows

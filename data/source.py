@@ -6,8 +6,8 @@ import contextlib, hashlib, io, json, os, re, shutil, signal, subprocess, sys, t
 from pathlib import Path
 import numpy as np
 from data.codec import Codec
-from data.loader import shard_dir, write_shards
 from data.media import BadInput
+from data.shards import shard_dir, write_shards
 
 @contextlib.contextmanager
 def guard(name):

@@ -25,7 +25,7 @@ import data.source as source
 import data.speech.prepare as speech
 import data.speech.task as speech_task
 from data.codec import Codec
-from data.loader import open_shards
+from data.shards import open_shards
 from data.media import BadInput, mel, save_wav, unpatchify
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from data.codec import Codec
-from data.loader import open_shards
+from data.shards import open_shards
 from data.tools import call
 from model import ModelConfig, Muse, build
-from optim_zero import Checkpoint, Optimizer, checkpoints, save_checkpoint
+from optim_zero import Optimizer
 from parallel import forward_backward, forward_only, make_mesh, solo_mesh
 from sample import Engine, turn
 from test_parallel import ranks
@@ -101,9 +102,9 @@ def test_canaries_pay_nothing(task):
         assert not any(task.verify(p, a) or task.judge(p, a) for a in candidates(task, p, rng)), p
 
 
-HOSTILE = ['4**2+1', '4.5*2', '99**98**97', '', ' ', '\n', '٣', '１２', '²', '+' * 10 ** 6, '(' * 10 ** 5, '1' * 10 ** 6, '9**9**9', '3/0',
-           '((((((((', '-(' * 90, '+-\n', '1_0', '0x10', '1e3', 'None', '__import__("os").system("id")', '</think>+-', '\ud800', '\0',
-           '3 + 4', '---------', '1//1', '(1,)', 'True', '0o7', '5 if 1 else 2', None, 7, 3.5, [], b'+-', {}]
+HOSTILE = ['4**2+1', '4.5*2', '99**98**97', '', ' ', '\n', '٣', '１２', '²', '+' * 10 ** 6, '(' * 10 ** 5, '1' * 10 ** 6, '9**9**9',
+           '3/0', '((((((((', '-(' * 90, '+-\n', '1_0', '0x10', '1e3', 'None', '__import__("os").system("id")', '</think>+-', '\ud800',
+           '\0', '3 + 4', '---------', '1//1', '(1,)', 'True', '0o7', '5 if 1 else 2', None, 7, 3.5, [], b'+-', {}]
 
 
 @pytest.mark.parametrize('answer', HOSTILE, ids=lambda a: repr(a)[:20])

@@ -15,7 +15,7 @@ import sample
 from data import skills
 from data.charts import charts as G, prepare as GP, task as GT
 from data.codec import Codec, unpatchify
-from data.loader import open_shards
+from data.shards import open_shards
 from data.objects import objects as O, prepare as OP, task as OT
 from data.scenes import scenes as S
 from data.visual import prepare as VP, task as VT, visual as V

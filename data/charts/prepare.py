@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.charts import charts as G
 from data.codec import BadInput, Codec
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.scenes.prepare import ask, say
 from data.source import guard
 

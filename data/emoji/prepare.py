@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from configurator import configure
 from data.codec import Codec
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.media import PATCH, BadInput, check, load_image
 from data.source import debian, divide, guard, keep, leave_out, table
 

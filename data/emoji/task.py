@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
-from data.loader import shard_dir
+from data.shards import shard_dir
 from data.source import kept
 
 CHOICES = 16

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import BadInput, Codec
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.objects import objects as O
 from data.scenes.prepare import ask, say
 from data.source import guard

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from configurator import configure
 from data.codec import BadInput, Codec, mel
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.scenes import scenes as S
 from data.source import guard
 

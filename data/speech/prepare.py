@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from configurator import configure
 from data.codec import Codec
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.media import RATE, BadInput, check, load_audio, mel, resample
 from data.source import debian, divide, guard, keep, leave_out, table
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
-from data.loader import shard_dir, write_shards
+from data.shards import shard_dir, write_shards
 from data.media import BadInput
 from data.source import divide, guard, leave_out
 

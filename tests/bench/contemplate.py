@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.twice.task import problem, verify
-from optim_zero import checkpoints
+from data.checkpoint import checkpoints
 from sample import contemplate, load_model, turn
 
 out_dir = 'out-sft-twice'

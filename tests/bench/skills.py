@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.codec import mel
-from data.loader import shard_dir
+from data.shards import shard_dir
 from data.objects import task as objects
 from data.scenes import task as scenes
 from data.skills import table

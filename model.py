@@ -481,24 +481,28 @@ class Decoder:
     """
     A stage for generation: its blocks with their own copy of the weights, laid out for few rows, and the keys and values of all rows,
     contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row. Padding is written to the last place, which nobody reads.
-    Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them.
+    Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
+    and the root of its width.
     """
     def __init__(self, model):
+        root, hd = model.cfg.n_embd ** 0.5, model.cfg.hd
+
         def pack(b):
-            a, m, gain, qkv = b.attn, b.mlp, None, torch.cat((b.attn.q, b.attn.kv)) * b.norm1.gain
+            a, m, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
+            qkv = torch.cat((b.attn.q, b.attn.kv)) * b.norm1.gain * root
             if a.gain is None:
-                qkv[:len(a.q)] *= model.cfg.hd ** -0.5             # of the scores
+                qkv[:len(a.q)] *= hd ** -0.5                       # of the scores; with qk_norm it cancels the root of the norm of q
             else:
-                gain = torch.cat((a.gain.expand(a.nh, -1) * model.cfg.hd ** -0.5, torch.ones_like(a.gain).expand(a.nkv, -1)))
+                gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
             if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
-                m = (m.up * b.norm2.gain).t().contiguous(), m.down.t().contiguous()
-            return qkv.t().contiguous(), gain, a.out.t().contiguous(), m, b.norm2.gain.clone()
+                m = (m.up * gain2).t().contiguous(), m.down.t().contiguous()
+            return qkv.t().contiguous(), gain, a.out.t().contiguous(), m, gain2
         self.model = model
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
         self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
         (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
         self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for past()
-        self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, model.cfg.hd), a.nh      # zeros: what is masked must be finite
+        self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
 
     def fit(self, slots, size):
         """Room for so many rows and positions; what is there stays."""
@@ -522,8 +526,8 @@ class Decoder:
     def step(self, batch, n, S, rows=None, level=False):
         """
         The next T positions of B rows, a batch as for embed_share(), after the n (B,) that each row has; S >= the largest n + T.  rows
-        (B,): their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: T =
-        1, and all rows that matter have S - 1.
+        (B,): their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: rows is
+        None, T = 1 and all rows have S - 1: nothing to mask.
         -> (B, T, C) hidden states behind this stage; of the last stage normalised, ready for the heads. Keys and values are in the cache.
         """
         m, g = self.model, self.model.mesh.pp
@@ -553,46 +557,49 @@ class Decoder:
         cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
         (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
         rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
-        slots = torch.arange(B, device=dev) if rows is None else rows
-        at = (torch.arange(2, device=dev)[:, None] * R + slots[:, None, None]) * nkv + torch.arange(nkv, device=dev)
-        at = (at[:, None] * size + pos[:, :, None, None]).flatten()      # (B, T, 2, nkv): rows of kv[layer] as (2 R nkv size, hd)
+        (cos, sin), x = self.turn[pos.flatten()].unbind(1), x.reshape(B * T, C)
+        seen = zip(*self.kv[:, :, :B, :, :S].flatten(2, 3).unbind(1)) if rows is None else [None] * L      # views: B is all, or the first
+        here = self.kv[:, :, :B, :, S - 1].transpose(1, 2).unbind() if level else [None] * L               # of all; (B, 2, nkv, hd)
         if not level:
+            slots = torch.arange(B, device=dev) if rows is None else rows
+            at = (torch.arange(2, device=dev)[:, None] * R + slots[:, None, None]) * nkv + torch.arange(nkv, device=dev)
+            at = (at[:, None] * size + pos[:, :, None, None]).flatten()        # (B, T, 2, nkv): rows of kv[layer] as (2 R nkv size, hd)
             mask = torch.zeros(B, T, S, dtype=x.dtype, device=dev)
             mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
-        (cos, sin), x = self.turn[pos.flatten()].unbind(1), x.reshape(B * T, C)
-        eps = torch.full((), cfg.norm_eps, dtype=torch.promote_types(x.dtype, torch.float32), device=dev)
-        seen = self.kv[:, :, :B, :, :S].flatten(2, 3).unbind() if rows is None else [None] * L     # a view: B is all, or the first of all
+        wide = torch.promote_types(x.dtype, torch.float32)
+        eps, eps_head = (torch.full((), (w * cfg.norm_eps) ** 0.5, dtype=wide, device=dev) for w in (C, hd))
 
-        def rms(x):                                                # as _RMSNorm without gain, in the fewest operations
-            s = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype)
-            return x * torch.addcmul(eps, s, s, value=1 / x.shape[-1]).rsqrt_().to(x.dtype)
+        def unit(x, eps):                                          # RMSNorm, but for the root of the width, which the weights hold
+            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide), eps).to(x.dtype)
 
         def add(x, y, w):                                          # x + y w, summed over tp
             return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)
 
-        caches = self.kv.view(L, -1, hd).unbind(), self.kv.unbind(), seen
-        for (i, (qkv, gain, out, mlp, gain2)), flat, kv, near in zip(self.w.items(), *caches):
-            y = torch.mm(rms(x), qkv).view(B * T, nh + 2 * nkv, hd)
-            qk = y[:, :nh + nkv] if gain is None else rms(y[:, :nh + nkv]).mul_(gain)
-            qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
-            flat.index_copy_(0, at, torch.cat((qk[:, nh:], y[:, nh + nkv:]), 1).view(-1, hd))
+        for (i, (qkv, gain, out, mlp, gain2)), kv, near, new in zip(self.w.items(), self.kv, seen, here):
+            y = torch.mm(unit(x, eps), qkv).view(B * T, nh + 2 * nkv, hd)
+            qk = y[:, :nh + nkv] if gain is None else unit(y[:, :nh + nkv], eps_head).mul_(gain)
+            qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin, out=y[:, :nh + nkv])
+            if level:
+                new.copy_(y[:, nh:].view(B, 2, nkv, hd))
+            else:
+                kv.view(-1, hd).index_copy_(0, at, y[:, nh:].reshape(-1, hd))
             k, v = near if rows is None else kv[:, :, :, :S][:, rows].view(2, B * nkv, S, hd)
-            q = qk[:, :nh].reshape(B, T, nkv, rep, hd)
+            q = y[:, :nh].reshape(B, T, nkv, rep, hd)
             q = (q if T == 1 else q.transpose(1, 2)).reshape(B * nkv, T * rep, hd)
             y = torch.bmm(q, k.transpose(1, 2)) if level else torch.baddbmm(mask, q, k.transpose(1, 2))
             y = torch.bmm(y.softmax(-1), v)
             x = add(x, y.view(B, nkv, T, rep, hd).transpose(1, 2).reshape(B * T, nh * hd) if T > 1 else y.view(B, nh * hd), out)
             if isinstance(mlp, tuple):
-                h = torch.mm(rms(x), mlp[0])
+                h = torch.mm(unit(x, eps), mlp[0])
                 if cfg.act == 'relu2':
                     h.relu_().square_()
                 else:
                     gate, up = h.chunk(2, 1)
-                    h = F.silu(gate) * up
+                    h = F.silu(gate).mul_(up)
                 x = add(x, h, mlp[1])
             else:                                                  # experts: the tokens are split over tp
-                y = F.pad(rms(x) * gain2, (0, 0, 0, -B * T % g.size))[None]
+                y = F.pad(unit(x, eps) * gain2, (0, 0, 0, -B * T % g.size))[None]
                 y = self.model.around(f'blocks.{i}', mlp, my_slice(y, g, 1) if mlp.mesh.sp else y, {})
                 x = x + (all_gather(y, g, 1) if mlp.mesh.sp else y)[0, :B * T]
         return x.view(B, T, C)

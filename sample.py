@@ -425,7 +425,7 @@ class Engine:
             if x:
                 batch[f'xin_{k}_i'], batch[f'xin_{k}'] = torch.tensor(list(x), device=dev), torch.stack(list(x.values()))
         n, S = torch.from_numpy(self.n[:top].copy()).to(dev), int(self.n[on].max()) + 1
-        h = self.dec.step(batch, n, S, level=bool((self.n[on] == S - 1).all()))[:, 0]
+        h = self.dec.step(batch, n, S, level=bool((self.n[:top] == S - 1).all()))[:, 0]
         self.h[on] = h[on]
         self.n[on] += 1
         self.ready[on], self.one[on], self.rc, self.x = True, False, {}, {}

@@ -51,7 +51,7 @@ tokens_per_step = 3840     # global: all ranks, all microbatches
 micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
 depth = 0                  # one knob for a ladder of sizes: it sets layers, width, heads, learning rates and steps (see below); 0: off
-horizon = 5.0              # with depth: tokens per parameter of the blocks
+horizon = 15.0             # with depth: tokens per parameter of the blocks
 vocab_size = 0             # rows of embedding and head; 0: as many as the tokenizer has ids
 n_layer = 4
 n_head = 4

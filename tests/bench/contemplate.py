@@ -129,5 +129,8 @@ def plot(path, W=720, H=480):
 plot(Path(out_dir) / 'contemplate.png')
 print(f'{out_dir}/contemplate.png')
 ok = fine[8]['gain'][1] >= .10
-print(json.dumps(dict(bench='contemplate', ok=ok, problems=problems, think=think, one_alone={s: m for s, (m, _, _) in curve}, agents=fine)))
+result = json.dumps(dict(bench='contemplate', ok=ok, problems=problems, think=think, agents=fine,
+                         one_alone={s: m for s, (m, _, _) in curve}))
+(Path(out_dir) / 'contemplate.json').write_text(result)                # scaling.py fits a law to it
+print(result)
 sys.exit(not ok)

@@ -6,8 +6,8 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe at a tenth of the budget with each ingredient removed
 
-The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that are frozen in
-them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without
+The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
+are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks: without
 n-gram tables (config/muse.py config/muse_plain.py; not more parameters than the baseline) for a tenth, a third and a half, with them
 (config/muse.py) for a sixtieth, a thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the
 tables, at a tenth. Every run is train.py as a process with one thread, two at a time.

@@ -47,7 +47,7 @@ STARTED = HIDDEN | {('all_to_all', 'ep'), ('isend', 'pp'), ('irecv', 'pp')}
 
 
 def watch(log, mesh):
-    """torch.distributed as parallel.py and optim_zero.py see it, its calls put down in log: (operation, group, issue, wait, end, started)."""
+    """torch.distributed as parallel.py and optim_zero.py see it: its calls go to log, (operation, group, issue, wait, end, started)."""
     names = {getattr(mesh, k).pg: k for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'edp', 'dpcp', 'world', 'stage') if getattr(mesh, k).pg}
     fake, now = SimpleNamespace(**vars(dist)), time.perf_counter
 

@@ -253,7 +253,7 @@ plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkp
 
 def load(path, weights_only=False):
     """Fill model (and optimizer) from a checkpoint folder, or hf:, on all ranks or none: ValueError or LookupError. Returns its meta."""
-    global step, best, shift, origin
+    global step, best, bad, shift, origin
     try:
         error, meta = None, fill(path, weights_only)
     except (ValueError, LookupError) as e:
@@ -262,7 +262,7 @@ def load(path, weights_only=False):
         raise error or ValueError(f'{path}: another rank cannot read it')
     opt.loaded(0 if weights_only else meta['optimizer_steps'])
     if not weights_only:
-        step, best, shift = (meta.get(k, 0) for k in ('step', 'best', 'shift'))
+        step, best, bad, shift = (meta.get(k, 0) for k in ('step', 'best', 'bad', 'shift'))
         origin = meta.get('origin', 'scratch')
         recent.clear(), recent.extend(meta.get('recent', ()))
     return meta
@@ -415,7 +415,7 @@ def finish_saving():
 def save(name=None):
     """A checkpoint of the present step -> whether it is on disk; in the background: finish_saving() says it."""
     finish_saving()
-    meta = dict(step=step, best=best, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t,
+    meta = dict(step=step, best=best, bad=bad, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t,
                 model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
     if not save_background:
         return write(name, state(saving=True), meta)
@@ -442,7 +442,7 @@ def batches():
 
 def roll_back(why):
     """To the newest checkpoint that can be read, past the batches since; whether it did: to one step three times at most."""
-    global loader, shift
+    global loader, bad, shift
     finish_saving()
     there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1
     for path in there:
@@ -454,7 +454,7 @@ def roll_back(why):
             say(f'{(error := e)}; trying the one before')
             continue
         returns[path.name] += 1
-        shift = at - step
+        bad, shift = 0, at - step
         say(f'{why}: back to step {step}, from {path}, and past the batches since')
         loader.close()
         loader = batches()
@@ -497,7 +497,6 @@ while step < max_steps:
         say(f'step {step}: gradient norm {norm}: the update was skipped ({bad} in a row)')
         if bad >= max_bad_steps:
             if roll_back(f'{bad} non-finite steps in a row'):
-                bad = 0
                 continue
             die(f'{bad} non-finite steps in a row: lower --lr={lr} or --muon_lr={muon_lr}, or try --dtype=float32; '
                 f'the last checkpoint in {out_dir} is from before')

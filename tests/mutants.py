@@ -320,7 +320,7 @@ MUTANTS = [
      "ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))",
      "ck.fill(x for x in state() if not x[0].startswith('exp_'))"),
     (39, 'batches left out come back on resume', 'train.py', 'pytest: tests/test_zero.py spike_is_left_out and not rank',
-     "step, best, shift = (meta.get(k, 0) for k in ('step', 'best', 'shift'))",
+     "step, best, bad, shift = (meta.get(k, 0) for k in ('step', 'best', 'bad', 'shift'))",
      "step, best = (meta.get(k, 0) for k in ('step', 'best'))"),
     (39, 'the last losses are lost on resume', 'train.py', 'pytest: tests/test_zero.py only_reported',
      "recent.extend(meta.get('recent', ()))",

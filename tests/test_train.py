@@ -565,6 +565,11 @@ def test_too_many_in_a_row_end_the_run_with_advice(machine, tmp_path):
     one_line(r, '3 non-finite', '--lr=', str(tmp_path))
     assert max(steps(tmp_path)) == 5 and list(metrics(tmp_path)[0]) == [1, 2, 3, 4, 5]
 
+def test_a_stop_in_such_a_row_does_not_begin_the_count_anew(machine, tmp_path):
+    flags = ['--max_bad_steps=3', '--save_every=1']
+    assert machine.train(tmp_path, *flags, '--max_steps=4', bad=dict(steps=[2, 3], value='nan')).code == 0
+    one_line(machine.train(tmp_path, *flags, '--max_steps=6', bad=dict(steps=[0], value='nan')), '3 non-finite')
+
 def test_a_skipped_step_does_not_move_the_experts_bias(machine, tmp_path):
     flags = [*MOE, '--save_every=1', '--keep_last=99', '--max_steps=3', '--eval_every=0']
     assert machine.train(tmp_path, *flags, bad=dict(steps=[1], value='nan')).code == 0

@@ -48,7 +48,7 @@ def say(parts, w=1):
 
 def questions(rng, sc, codec):
     """Scene -> 1 to 7 different (question, answer). A caption comes last, since it gives the others away."""
-    kinds = rng.sample([S.what, S.count, S.where, S.relation, S.point, S.box] * 2, 12)
+    kinds = rng.sample([S.what, S.shape, S.count, S.where, S.relation, S.point, S.box] * 2, 14)
     found = []
     for q in (k(rng, sc, codec) for k in kinds):
         if q and len(found) < 7 and q[0] not in [f[0] for f in found]:   # a picture's positions are paid for once

@@ -151,6 +151,11 @@ def what(rng, sc, codec):
         if inside(o, (H, W))[int(codec.unloc(y) * H), int(codec.unloc(x) * W)]:
             return ['what ', codec.sp['point'], x, y], [f'{o.colour} {o.kind}'], o
 
+def shape(rng, sc, codec):
+    """As what(), without the colour: what is said of a shape must not lean on the colour said before it."""
+    (_, *at), _, o = what(rng, sc, codec)
+    return ['shape ', *at], [o.kind], o
+
 def count(rng, sc, codec):
     have = Counter(o.colour for o in sc.objs)
     if rng.random() < .5:

@@ -579,7 +579,7 @@ class Decoder:
         for (i, (qkv, gain, out, mlp, gain2)), kv, near, new in zip(self.w.items(), self.kv, seen, here):
             y = torch.mm(unit(x, eps), qkv).view(B * T, nh + 2 * nkv, hd)
             qk = y[:, :nh + nkv] if gain is None else unit(y[:, :nh + nkv], eps_head).mul_(gain)
-            qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin, out=y[:, :nh + nkv])
+            torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin, out=y[:, :nh + nkv])
             if level:
                 new.copy_(y[:, nh:].view(B, 2, nkv, hd))
             else:

@@ -31,6 +31,7 @@ from sample import Engine, turn
 init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
 out_dir = 'out-rl-signs'   # checkpoints, metrics.jsonl
 eval_every = 20            # steps; 0: only before and after
+eval_growth = 1.0          # more: from then on so many times the steps, which is even spacing over the logarithm: 10, 20, 40 with 10 and 2
 eval_problems = 64         # distinct ones; of the harder levels half as many
 last_problems = 256        # the same before and after
 eval_samples = 32          # of each
@@ -450,6 +451,11 @@ stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda s, f: stopped.append(s) if not stopped else os._exit(128 + s))     # a second one does not wait
 
+due, at = {max_steps}, eval_every                      # steps that are followed by an evaluation
+while 0 < at < max_steps:
+    due.add(round(at))
+    at = at * eval_growth if eval_growth > 1 else at + eval_every
+
 began = time.time()
 if step == 0:
     f = evaluate(last_problems)
@@ -501,7 +507,7 @@ while step < max_steps:
     if f['off'] > max_off:
         die(f"step {step}: sampler and trainer differ by {f['off']:.3f} nats per token, more than max_off={max_off}: use --dtype=float32")
     wrong = alarms(f, first)
-    if (eval_every and step % eval_every == 0) or step == max_steps:
+    if step in due:
         val = evaluate(last_problems if step == max_steps else eval_problems)
         wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]

@@ -533,19 +533,19 @@ def whole(machine, warm):  # noqa: F811
     return machine.path / 'rl', r.out
 
 
-MORE = ['--kl=0.01', '--epochs=2', '--rescore=true', '--lam=0.3', '--lam_from=0.1', '--lam_ramp=2']
+MORE = '--kl=0.01 --epochs=2 --rescore=true --lam=0.3 --lam_from=0.1 --lam_ramp=2 --eval_every=1 --eval_growth=2'.split()
 
 
 def test_the_log_says_what_was_asked_for(whole):
     out, text = whole
     rows = records(out)
     steps = [r for r in rows if 'reward' not in r and 'pass1' in r]
-    assert [r['step'] for r in steps] == [1, 2, 3, 4] and [r['step'] for r in rows if 'val' in r] == [0, 4]
+    assert [r['step'] for r in steps] == [1, 2, 3, 4] and [r['step'] for r in rows if 'val' in r] == [0, 1, 2, 4]
     assert steps[0]['off'] < 1e-9
     assert steps[0]['kl'] == 0 != steps[-1]['kl']                                   # the policy leaves the warm start
     assert steps[-1]['lam'] > 0 == steps[0]['lam'] and all(r['gnorm'] > 0 for r in steps if r['groups'])
     assert re.search(r'step 0004/0004 \| reward [\d.]+ \| len [\d.]+ \| entropy [\d.]+ \| skill', text)
-    assert text.count('harder | pass@1 ') == 2
+    assert text.count('harder | pass@1 ') == 4
     every = [r for r in steps if r['dropped'] == 0]
     assert every and all(r['learned'] == r['tokens'] for r in every)                # all that was drawn, <eot> too
 

@@ -23,7 +23,7 @@ from data.source import write_made
 n_train = 60000  # documents
 n_val = 1500
 seed = 0
-levels = '3:1+4:2+5:2+6:2+7:2+8:2'  # digits and how often
+levels = '3:1+4:2+5:2+6:2+7:2+8:2+9:2'  # digits and how often
 direct = 0.08  # part of the documents without a thought
 brief = 0.5  # of the others: signs and values alone
 patient = 0.3  # of the others: give up rarely

@@ -1,15 +1,17 @@
 """
 RL on `signs`: does it rise as a straight line over the logarithm of the tokens, and do thoughts grow, shrink and grow again?
 
-    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 10 minutes of one core
+    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 12 minutes of one core
     python tests/bench/rl.py --seeds=3               as the target says
     python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; about 30 minutes
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there
 
-Curves: pass@1 and pass@16 on held-out problems, unbiased from 32 samples, and pass@1 of the harder level, which is never trained on,
-against the tokens drawn for training so far. y = a + b ln(tokens) by least squares over the evaluations on the way, R^2
-of it, and the same from the first 60% of them: the most that it is wrong by on the rest. Targets, for each seed: pass@1 up by 20 points,
-pass@16 by 5 or to 0.98, R^2 of both 0.9, both predicted within 3 points, the harder level up; 256 held-out problems before and after.
+Curves: pass@1 and pass@16 on held-out problems, unbiased from 32 samples, and pass@1 of the harder level, which RL never sees, against
+the tokens drawn for training so far. y = a + b ln(tokens) by least squares over the evaluations on the way, R^2 of it, and the same from
+the first 60% of them: the most that it is wrong by on the rest. The evaluations lie at about even distances of ln(tokens), from the step on
+from which the rate falls; before training there are no tokens, so that point is not on the line. Targets, for each seed: pass@1 up by
+20 points, pass@16 by 5 or to 0.98, R^2 of both 0.9, both predicted within 3 points, the harder level up; 256 held-out problems, half of
+either level, in every evaluation.
 """
 import json
 import math

@@ -7,9 +7,9 @@ drawn for training; 9 digits, which only the warm start has seen, go along.
     python tests/bench/rl.py                     both, and how straight the curves are
 
 Three seeds from one warm start, 7.7 minutes of one core each after 3.3 for the warm start; 256 held-out problems in every evaluation:
-pass@1 0.176 to 0.442, 0.180 to 0.430, 0.184 to 0.430; pass@16 0.860 to 0.974, 0.873 to 0.968, 0.872 to 0.977; 9 digits 0.087 to 0.207, 0.097
-to 0.197, 0.092 to 0.202. Against ln tokens R^2 is 0.997 to 1.000, 0.941 to 0.992, 0.992 to 0.996; the line through the first 60% is wrong
-by 1.7, 2.0, 0.6 points at most on the rest.
+pass@1 0.176 to 0.442, 0.180 to 0.430, 0.184 to 0.430; pass@16 0.860 to 0.974, 0.873 to 0.968, 0.872 to 0.977; 9 digits 0.087 to 0.207,
+0.097 to 0.197, 0.092 to 0.202. Against ln tokens R^2 is 0.997 to 1.000, 0.941 to 0.992, 0.992 to 0.996; the line through the first 60% is
+wrong by 1.7, 2.0, 0.6 points at most on the rest.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-signs'

@@ -1,25 +1,27 @@
 """
 RL on `signs`: thoughts grow, are compressed, and grow again. First 3 digits: more attempts solve more. When most are solved, what a right
-answer cost is taken off its reward: thoughts leave out what need not be said. Then 5 digits come in, which that way of thinking is not
+answer cost is taken off its reward: thoughts leave out what need not be said. Then 4 digits come in, which that way of thinking is not
 enough for.
 
     python data/signs/prepare.py --brief=0.15; python train.py config/sft_signs.py         first: most thoughts say every sum in full
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-One seed, without the control, from a warm start that had seen held-out problems by mistake: right answers, mean of both levels, take 25.7
-tokens at first, 42.6 at step 20, 30.9 at step 80, 35.7 at step 100; pass@1 of 3 digits 0.55, 0.86, 0.93, 0.98, of 5 digits, trained on
-from step 80 on, 0.21, 0.35, 0.28, 0.49. Of all rollouts the third rise does not show (48.3 tokens at step 80, 46.6 at step 100): half of
-those with 5 digits end at max_new throughout. With --brief=0.5 the brief way wins while thoughts still grow, and the penalty finds nothing
-more to take off.
+One seed: right answers, mean of both levels, take 23.4 tokens at first, 40.7 at step 20, 29.0 at step 140, 32.7 at step 180, 33.3 at the end;
+pass@1 of 3 digits 0.51, 0.80, 0.93, 0.93, 0.94, of 4 digits, trained on from step 140 on, 0.24, 0.40, 0.29, 0.70, 0.65. Other seeds have
+not been run, and it is not robust: what the penalty does takes long to begin, as the brief way is 15% of the thoughts until step 100 or so.
+
+What failed: with the second part from step 80 on nothing was compressed yet. With 5 digits instead of 4 the right answers to those do not
+become shorter (41.2 at the peak, 35.6 at the trough), and with the second part from step 180 on skill falls to 0.87 before it and stays
+there. Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps, and nothing is compressed by then.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'
 task = 'signs'
 levels = '3'
-harder = '5'
-more = '5'
-more_at = 80
+harder = '4'
+more = '4'
+more_at = 140
 budget = True
 lam = 0.9
 lam_from = 0.8
@@ -28,8 +30,9 @@ len_ref = 64
 p_lo = 0.3
 p_hi = 0.8
 prompts = 8
-max_steps = 110
+max_steps = 190
 lr = 4e-4
-eval_every = 10
+eval_every = 20
 eval_problems = 32
 last_problems = 32
+sample_rows = 1024

@@ -7,9 +7,9 @@ enough for.
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-One seed: right answers, mean of both levels, take 23.4 tokens at first, 40.7 at step 20, 29.0 at step 140, 32.7 at step 180, 33.3 at the end;
-pass@1 of 3 digits 0.51, 0.80, 0.93, 0.93, 0.94, of 4 digits, trained on from step 140 on, 0.24, 0.40, 0.29, 0.70, 0.65. Other seeds have
-not been run, and it is not robust: what the penalty does takes long to begin, as the brief way is 15% of the thoughts until step 100 or so.
+One seed: right answers, mean of both levels, take 23.4 tokens at first, 40.7 at step 20, 29.0 at step 140, 32.7 at step 180, 33.3 at the
+end; pass@1 of 3 digits 0.51, 0.80, 0.93, 0.93, 0.94, of 4 digits, trained on from step 140 on, 0.24, 0.40, 0.29, 0.70, 0.65. Other seeds
+have not been run, and it is not robust: brief thoughts are few at first, so that the penalty shows from step 100 on only.
 
 What failed: with the second part from step 80 on nothing was compressed yet. With 5 digits instead of 4 the right answers to those do not
 become shorter (41.2 at the peak, 35.6 at the trough), and with the second part from step 180 on skill falls to 0.87 before it and stays

@@ -13,7 +13,7 @@ have not been run, and it is not robust: brief thoughts are few at first, so tha
 The control has 23.4, 40.9, 41.9, 40.5, 40.5 tokens, 0.51, 0.80, 0.90, 0.89, 0.89 of 3 digits and 0.24, 0.40, 0.34, 0.52, 0.51 of 4: what is
 short enough is solved more often. Of all rollouts the third rise does not show (43.3 tokens at step 140, 42.1 at the end), as fewer end at
 max_new; and while thoughts of 3 digits shrink, 4 digits, not trained on then, lose 11 points. 3.3 minutes of one core for the warm start,
-about 4 for each run.
+2.7 for the control.
 
 What failed: with the second part from step 80 on nothing was compressed yet. With 5 digits instead of 4 the right answers to those do not
 become shorter (41.2 at the peak, 35.6 at the trough), and with the second part from step 180 on skill falls to 0.87 before it and stays

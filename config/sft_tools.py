@@ -8,21 +8,22 @@ guess.
 Not run yet: 2 CPU cores, about 10 minutes.
 """
 out_dir = 'out-sft-tools'
-dataset = 'pytool:1+lookup:2+peek:2+point:1+spawn:2'
+dataset = 'pytool:1+lookup:2+peek:4+point:1+spawn:5'
 tokenizer = 'bytes'
 audio = False
 dtype = 'float32'
-block_size = 384
+block_size = 256
 tokens_per_step = 6144
-micro_rows = 16
+micro_rows = 24
 n_layer = 3
 n_head = 4
 n_embd = 64
+smear = 2                  # the two ids before: what comes next is copied by one layer, not by two
 flow_width = 64
 flow_depth = 1
 flow_draws = 1
-max_steps = 2000
+max_steps = 2400
 warmup = 50
 eval_docs = 0
-save_every = 500
+save_every = 600
 skills = 0

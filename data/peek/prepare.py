@@ -1,9 +1,9 @@
 """
-Warm start for `peek` (see task.py): half of the documents look, half guess.
+Warm start for `peek` (see task.py): most documents look, some guess.
 
     python data/peek/prepare.py                         # about 10 s; train.py does it by itself
 
-    (coarse picture)<user>red?<assistant><tool>look{"box": [12, 40, 15, 43]}</tool><out>(the crop)</out>7<eot>
+    (coarse picture)<user>red?<assistant><tool>look{"box": [8, 40, 15, 47]}</tool><out>(the crop)</out>7<eot>
     (coarse picture)<user>red?<assistant>3<eot>                    no look: a guess
 
 Training documents are about training problems only, validation documents about held-out ones.
@@ -20,8 +20,8 @@ from data.tools import call as run
 n_train = 20000  # documents
 n_val = 800
 seed = 0
-most = 4  # digits in a picture, 1 up to so many, equally often
-direct = 0.5  # part of the documents without a look
+most = 3  # digits in a picture, 1 up to so many, equally often
+direct = 0.3  # part of the documents without a look
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
 out = ''  # folder; '': data/peek/shards-TOKENIZER

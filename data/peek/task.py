@@ -1,23 +1,24 @@
 """
 peek: which digit is it? The picture is too coarse to read it, and says only where it is: look at a crop.
 
-    red?    <tool>look{"box": [12, 40, 15, 43]}</tool><out>(the crop)</out>7
+    red?    <tool>look{"box": [8, 40, 15, 47]}</tool><out>(the crop)</out>7
 
     p = problem(7, 2)                          # number 7 of level 2 (digits in the picture, each of another colour), from the training part
     score = verify(p, '7')                     # 1.0 or 0.0
 
-The original has 128 x 128 pixels: digits of 3 x 5 pixels, each somewhere in a cell of 8 x 8. The prompt shows it at an eighth, a pixel a
-cell, and every digit is as bright as gives its cell the same mean: so the coarse picture is the same whatever the digits are, and without
-a look nothing is better than a guess: 1 in 10. Held-out pictures have other places. Whatever a model wrote is only a wrong answer.
+The original has 64 x 64 pixels: digits of 3 x 5 pixels, each in the middle of a cell of 8 x 8. The prompt shows it at an eighth, a pixel a
+cell, with more contrast, and every digit is as bright as gives its cell the same mean: so the coarse picture is the same whatever the
+digits are, and without a look nothing is better than a guess: 1 in 10. Held-out pictures have other sets of places. Whatever a model wrote
+is only a wrong answer.
 """
 import hashlib
 import random
 import re
 import numpy as np
 
-NAME, LEVELS = 'peek', range(1, 5)   # digits in the picture
-CELLS, CELL, DARK, MEAN = 16, 8, 16, 40
-COLOURS = dict(red=(1, 0, 0), green=(0, 1, 0), blue=(0, 0, 1), white=(1, 1, 1))
+NAME, LEVELS = 'peek', range(1, 4)   # digits in the picture
+CELLS, CELL, DARK, MEAN = 8, 8, 16, 40
+COLOURS = dict(red=(1, 0, 0), green=(0, 1, 0), blue=(0, 0, 1))
 FONT = ('### #.# #.# #.# ###', '##. .#. .#. .#. ###', '### ..# ### #.. ###', '### ..# ### ..# ###', '#.# #.# ### ..# ..#',
         '### #.. ### ..# ###', '### #.. ### #.# ###', '### ..# ..# ..# ..#', '### #.# ### #.# ###', '### #.# ### ..# ###')
 
@@ -33,21 +34,22 @@ def problem(seed, level, split='train'):
         if ('train' if hashlib.sha256(str(sorted(places)).encode()).digest()[0] % 8 else 'held') == split:
             break
     names, digits = rng.sample(list(COLOURS), level), [rng.randrange(10) for _ in range(level)]
-    return _make(rng, names, digits, places)
+    return _make(names, digits, places)
 
-def _make(rng, names, digits, places):
+def _make(names, digits, places):
     a = np.full((CELLS * CELL, CELLS * CELL, 3), DARK, np.uint8)
     for name, digit, (r, c) in zip(names, digits, places):
         g = glyph(digit)
-        y, x = CELL * r + rng.randrange(CELL - 4), CELL * c + rng.randrange(CELL - 2)
+        y, x = CELL * r + 2, CELL * c + 3
         bright = DARK + round((MEAN - DARK) * CELL ** 2 / g.sum())
         a[y:y + 5, x:x + 3] = np.where(g[:, :, None] & (np.array(COLOURS[name]) > 0), bright, DARK)
     return dict(task=NAME, level=len(names), question=f'{names[0]}?', digit=digits[0], place=places[0], images=[coarse(a)],
                 ctx=dict(images=[a]))
 
 def coarse(a):
-    """uint8 (128, 128, 3) -> (16, 16, 3), the mean of every cell."""
-    return a.reshape(CELLS, CELL, CELLS, CELL, 3).mean((1, 3)).round().astype(np.uint8)
+    """uint8 (64, 64, 3) -> (8, 8, 3), the mean of every cell; 9 times as far from DARK, or a lit pixel is hardly seen."""
+    mean = a.reshape(CELLS, CELL, CELLS, CELL, 3).mean((1, 3)).round()
+    return (DARK + 9 * (mean - DARK)).astype(np.uint8)
 
 def canary(seed, level):
     """A problem without a solution, since no digit has that colour: any reward for it is an alarm."""

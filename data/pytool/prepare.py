@@ -1,5 +1,5 @@
 """
-Warm start for `pytool` (see task.py): half of the documents call the tool, half try it in the head.
+Warm start for `pytool` (see task.py): most documents call the tool, some try it in the head.
 
     python data/pytool/prepare.py                       # about 5 s; train.py does it by itself
 
@@ -22,7 +22,7 @@ n_train = 30000  # documents
 n_val = 1000
 seed = 0
 most_digits = 5  # 2 up to so many, equally often
-direct = 0.5  # part of the documents without the tool
+direct = 0.3  # part of the documents without the tool
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
 out = ''  # folder; '': data/pytool/shards-TOKENIZER

@@ -3,11 +3,11 @@ Warm start for `spawn` (see task.py): agents that do one sum; and orchestrators,
 
     python data/spawn/prepare.py                        # about 10 s; train.py does it by itself
 
-    <user>37..48<assistant><agent><think>37,75,14,...,10</think>10<eot>
-    <user>37..48 5..19<assistant><tool>spawn{"tasks": ["37..48", "5..19"]}</tool><out>1. 10
-    2. 80</out>10,80<eot>
-    <user>37..48 5..19<assistant><think>37,75,14,...,10;5,11,...,80</think>10,80<eot>        alone: up to `most_alone` sums
-    <user>37..48 5..19<assistant>10,80<eot>                                                   in the head
+    <user>37..48<assistant><agent><think>37+38=75+39=14...=10</think>10<eot>
+    <user>37..48 5..17<assistant><tool>spawn{"tasks": ["37..48", "5..17"]}</tool><out>1. 10
+    2. 43</out>10,43<eot>
+    <user>37..48 5..17<assistant><think>37+38=75...=10;5+6=11...=43</think>10,43<eot>         alone: up to `most_alone` sums
+    <user>37..48 5..17<assistant>10,43<eot>                                                   in the head
 
 Nothing is run: what agents report is known. Training documents are about training sums only, validation documents about held-out ones.
 """
@@ -17,13 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.source import write_made
-from data.spawn.task import call, problem, values
+from data.spawn.task import call, problem, thought
 
 n_train = 30000  # documents
 n_val = 1000
 seed = 0
 most = 5  # sums of an orchestrator, 1 up to so many, equally often
-agents = 0.4  # part of the documents that an agent writes
+agents = 0.5  # part of the documents that an agent writes
 ask = 0.5  # of the others: give the sums to agents
 most_alone = 2  # sums that are done alone; more are said in the head
 tokenizer = 'bytes'  # see data/codec.py
@@ -41,8 +41,7 @@ def document(i, split, codec):
         doc += [('ids', [sp['tool']]), ('text', call(p)), ('ids', [sp['/tool']]), ('ids', [sp['out']], 0), ('text', reports, 0),
                 ('ids', [sp['/out']], 0)]
     elif agent or p['level'] <= most_alone and rng.random() < 0.5:
-        thought = ';'.join(','.join(map(str, values(r))) for r in p['question'].split(' '))
-        doc += [('ids', [sp['think']]), ('text', thought), ('ids', [sp['/think']])]
+        doc += [('ids', [sp['think']]), ('text', ';'.join(map(thought, p['question'].split(' ')))), ('ids', [sp['/think']])]
     return doc + [('text', ','.join(map(str, p['values']))), ('ids', [sp['eot']])]
 
 if __name__ == '__main__':

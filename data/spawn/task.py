@@ -1,27 +1,27 @@
 """
 spawn: several independent sums, too long one after the other: agents do them at the same time.
 
-    37..48 5..19 60..71     <tool>spawn{"tasks": ["37..48", "5..19", "60..71"]}</tool><out>1. 10\n2. 80\n3. 86</out>10,80,86
+    37..48 5..17 20..31     <tool>spawn{"tasks": ["37..48", "5..17", "20..31"]}</tool><out>1. 10\n2. 43\n3. 6</out>10,43,6
 
     p = problem(7, 4)                          # number 7 of level 4 (sums), from the training part
-    score = verify(p, '10,80,86,3')            # 1.0 or 0.0
+    score = verify(p, '10,43,6,75')            # 1.0 or 0.0
 
-a..b is a + (a + 1) + ... + b, modulo 100, of 10 to 14 numbers; a thought says every value on the way (`37,75,14,...`), 3 characters each.
-An agent has AGENT positions, enough for one sum. Alone, level K takes more than 30 K positions of thought: max_new=100 is enough for 2
-sums, not for 4. Without a thought every sum is a guess, 1 in 100, but for what can be done in the head. Whatever a model wrote is only
-wrong.
+a..b is a + (a + 1) + ... + b, modulo 100, of 10 to 14 numbers, a at most 40; a thought adds one after the other (`37+38=75+39=14...`),
+6 characters each. An agent has AGENT positions, enough for one sum. Alone, level K takes more than 50 K positions of thought: max_new=160
+is enough for 2 sums, not for 4. Without a thought every sum is a guess, 1 in 100, but for what can be done in the head. Whatever a model
+wrote is only wrong.
 """
 import hashlib
 import random
 import re
 
-NAME, LEVELS, AGENT = 'spawn', range(1, 9), 60   # sums; positions of an agent
+NAME, LEVELS, AGENT = 'spawn', range(1, 9), 90   # sums; positions of an agent
 
 def problem(seed, level, split='train'):
     """Problem number `seed` of a level and of 'train' or 'held', which have no sum in common."""
     rng, sums = random.Random(f'{NAME}/{seed}/{level}/{split}'), []
     while len(sums) < level:
-        a = rng.randrange(1, 86)
+        a = rng.randrange(1, 41)
         r = f'{a}..{a + rng.randint(9, 13)}'
         if ('train' if hashlib.sha256(r.encode()).digest()[0] % 8 else 'held') == split and r not in sums:
             sums.append(r)
@@ -35,6 +35,11 @@ def values(r):
     for n in range(a + 1, b + 1):
         out.append((out[-1] + n) % 100)
     return out
+
+def thought(r):
+    """'37..48' -> '37+38=75+39=14...': the number that comes next stands there, so that a sum never seen takes only steps that were."""
+    said = values(r)
+    return str(said[0]) + ''.join(f'+{said[0] + k}={v}' for k, v in enumerate(said[1:], 1))
 
 def canary(seed, level):
     """A problem without a solution, since the end of a sum is missing: any reward for it is an alarm."""

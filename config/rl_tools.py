@@ -7,7 +7,10 @@ are guesses or come too early: RL learns to ask, and to ask until the end.
     python rl.py config/rl_tools.py --task=lookup --levels=2+3 --harder=4 --out_dir=out-rl-lookup
     python rl.py config/rl_tools.py --task=peek --levels=1+2 --harder=3 --out_dir=out-rl-peek
 
-FIGURES
+One seed, 20 to 30 steps: 0.7, 1.8 and 0.7 minutes of one core, with 128 held-out problems before and after, 16 answers of each. pass@1 of
+the warm start and then, on the levels that were trained on, held out: pytool 0.543 to 0.889, lookup 0.269 to 0.942, peek 0.535 to 0.918.
+A level harder: pytool 5 digits 0.483 to 0.807; peek 3 digits 0.469 to 0.665; lookup 4 links 0.000 to 0.005: the warm start never saw more
+than 3, and looks for another name. Where every answer is the same few calls, entropy falls, and its alarm sounds. More seeds have not been run.
 """
 init_from = 'out-sft-tools'
 out_dir = 'out-rl-tools'

@@ -7,7 +7,7 @@ Warm start for `spawn` (see task.py): agents that do one sum; and orchestrators,
     <user>37..48 5..17<assistant><tool>spawn{"tasks": ["37..48", "5..17"]}</tool><out>1. 10
     2. 43</out>10,43<eot>
     <user>37..48 5..17<assistant><think>37+38=75...=10;5+6=11...=43</think>10,43<eot>         alone: up to `most_alone` sums
-    <user>37..48 5..17<assistant>10,43<eot>                                                   in the head
+    <user>37..48 5..17<assistant>71,5<eot>                                                    a guess
 
 Nothing is run: what agents report is known. Training documents are about training sums only, validation documents about held-out ones.
 """
@@ -25,7 +25,7 @@ seed = 0
 most = 5  # sums of an orchestrator, 1 up to so many, equally often
 agents = 0.5  # part of the documents that an agent writes
 ask = 0.5  # of the others: give the sums to agents
-most_alone = 2  # sums that are done alone; more are said in the head
+most_alone = 2  # sums that are done alone; more are guessed
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py
 out = ''  # folder; '': data/spawn/shards-TOKENIZER
@@ -42,6 +42,8 @@ def document(i, split, codec):
                 ('ids', [sp['/out']], 0)]
     elif agent or p['level'] <= most_alone and rng.random() < 0.5:
         doc += [('ids', [sp['think']]), ('text', ';'.join(map(thought, p['question'].split(' ')))), ('ids', [sp['/think']])]
+    else:                                   # true ones would be learned by heart, and RL on the training sums would find no use in agents
+        p = dict(p, values=[rng.randrange(100) for _ in p['values']])
     return doc + [('text', ','.join(map(str, p['values']))), ('ids', [sp['eot']])]
 
 if __name__ == '__main__':

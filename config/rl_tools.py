@@ -19,9 +19,10 @@ pass@1 on 128 held-out problems before and after, 16 answers of each, one seed, 
     peek      0.535        0.918   0.043, its floor 1/10        0.469 to 0.665
     point     0.318        0.399   (always in the middle 0.14)  0.199 to 0.275
 
-spawn misses its aim: 0.311 to 0.398 (4 answers of each). Made to call at once, the warm start has 0.85 of 128 held-out problems of 3 sums,
-its agents 0.98 of single ones; but it calls in half of its answers only, and RL learns that slowly: agents are not learned from, and with
-lr=4e-4 and 12 steps their sums got worse (0.98 to 0.81) while calls came, so that nothing was won (0.303). To try: fewer guesses (`ask`).
+spawn misses its aim: 0.311 to 0.398 (4 answers of each; without the tool 0.002). Made to call at once, the warm start has 0.85 of 128
+held-out problems of 3 sums, its agents 0.98 of single ones; but it calls in half of its answers only, and RL learns that slowly: agents
+are not learned from, and with lr=4e-4 and 12 steps their sums got worse (0.98 to 0.81) while calls came, so that nothing was won (0.303).
+To try: fewer guesses (`ask`).
 Floors: the numbers of lookup and the digits of peek are drawn at random and nothing else shows them; without the tool it also loses the
 answers in which it calls. pytool and spawn ask for what could be worked out in the head, but not by this model. Where every answer is the
 same few calls entropy falls, and its alarm sounds. More seeds have not been run.

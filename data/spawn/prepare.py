@@ -1,5 +1,5 @@
 """
-Warm start for `spawn` (see task.py): agents that do one sum; and orchestrators, half of which ask agents, half do it alone or guess.
+Warm start for `spawn` (see task.py): agents that do one sum; and orchestrators: most ask agents, the others do it alone or guess.
 
     python data/spawn/prepare.py                        # about 10 s; train.py does it by itself
 
@@ -24,7 +24,7 @@ n_val = 1000
 seed = 0
 most = 5  # sums of an orchestrator, 1 up to so many, equally often
 agents = 0.5  # part of the documents that an agent writes
-ask = 0.5  # of the others: give the sums to agents
+ask = 0.8  # of the others: give the sums to agents
 most_alone = 2  # sums that are done alone; more are guessed
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # see data/codec.py

@@ -9,9 +9,9 @@ guess or come too early.
         --dataset=spawn --max_steps=400                                              2 minutes: spawn
     python rl.py config/rl_tools.py ...                                              then; see there
 
-Numbers are copied after 500 steps (the two ids before, `smear`); places in a picture are read from 1200 on. When it was run, spawn and point were
-still being mended: the first two lines saw sums in the head that were true, and half of the orchestrators ask; the first line other
-held-out sums.
+Numbers are copied after 500 steps (the two ids before, `smear`); places in a picture are read from 1200 on. When it was run, spawn and
+point were still being mended: the first two lines saw sums in the head that were true, and half of the orchestrators ask; the first line
+other held-out sums.
 """
 out_dir = 'out-sft-tools'
 dataset = 'pytool:1+lookup:2+peek:4+point:1+spawn:5'

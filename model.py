@@ -526,8 +526,8 @@ class Decoder:
     def step(self, batch, n, S, rows=None, level=False):
         """
         The next T positions of B rows, a batch as for embed_share(), after the n (B,) that each row has; S >= the largest n + T.  rows
-        (B,): their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: rows is
-        None, T = 1 and all rows have S - 1: nothing to mask.
+        (B,): their slots; None: the first B.  Rows that have less than T to say are padded behind: that is overwritten later.  level: rows
+        is None, T = 1 and all rows have S - 1: nothing to mask.
         -> (B, T, C) hidden states behind this stage; of the last stage normalised, ready for the heads. Keys and values are in the cache.
         """
         m, g = self.model, self.model.mesh.pp

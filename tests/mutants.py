@@ -495,6 +495,8 @@ def trial(m, base, green):
 
 
 if __name__ == '__main__':
+    if unknown := [a for a in sys.argv[1:] if a.partition('=')[0] not in ('--only', '--number') or '=' not in a]:
+        sys.exit(f'mutants.py: unknown {unknown[0]}: use --only=TEXT --number=N')
     flags = dict(a.removeprefix('--').split('=', 1) for a in sys.argv[1:])
     todo = [m for m in MUTANTS if flags.get('only', '') in m[1] and flags.get('number', str(m[0])) == str(m[0])]
     begin, bad = time.time(), []

@@ -1,7 +1,7 @@
 """
 How much less compute our recipe needs for the loss of a tuned Llama-style baseline, on bytes of Python source and of Shakespeare.
 
-    python tests/bench/efficiency.py                        MINUTES
+    python tests/bench/efficiency.py                        19 minutes on 2 cores, some of it with other work beside it
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe at a tenth of the budget with each ingredient removed
@@ -15,8 +15,7 @@ tables, at a tenth. Every run is train.py as a process with one thread, two at a
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
     ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be
-    linear
-           in the logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
+           linear in the logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
 
 The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over
 seeds, against whichever baseline is harder to beat.

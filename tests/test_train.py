@@ -833,7 +833,7 @@ def makers(machine, whole):
             new[f'param/{n}'][..., 0] = 0
         for n in () if ids else ('head', 'blocks.0.attn.out', 'blocks.0.mlp.down', 'blocks.1.attn.out'):
             new[f'param/{n}'].normal_(generator=g)
-        new['param/head'][256:] *= bool(ids)
+        new['param/head'][128:] *= bool(ids)              # what it says can be told apart: other bytes show as the same mark
         new['param/wte'][:, 0] += 1000 * bool(ids)
         new['param/head'][ids, 0] = 1
         if name == 'accents':                             # after the first byte of a letter its second

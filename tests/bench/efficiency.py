@@ -4,7 +4,7 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
     python tests/bench/efficiency.py                        19 minutes on 2 cores, some of it with other work beside it
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
-    python tests/bench/efficiency.py --ablate=true          instead: the recipe at a tenth of the budget with each ingredient removed
+    python tests/bench/efficiency.py --ablate=true          instead, 3 minutes: the recipe with each ingredient removed, at a tenth
 
 The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
 are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks:

@@ -501,6 +501,8 @@ class Decoder:
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
         self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
         (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
+        self.eps = torch.tensor([model.cfg.n_embd, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
+        self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
         self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for past()
         self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
 
@@ -567,11 +569,10 @@ class Decoder:
             mask = torch.zeros(B, T, S, dtype=x.dtype, device=dev)
             mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        eps, eps_head = (torch.full((), (w * cfg.norm_eps) ** 0.5, dtype=wide, device=dev) for w in (C, hd))
+        eps, eps_head = self.eps
 
         def unit(x, eps):                                          # RMSNorm, but for the root of the width, which the weights hold
-            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide), eps).to(x.dtype)
+            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype), eps).to(x.dtype)
 
         def add(x, y, w):                                          # x + y w, summed over tp
             return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)

@@ -11,7 +11,7 @@ As many operations per token as the dense one, at about twice its CPU-seconds: e
        96      256    512    1.4527  1.4036  1.4360    122 to 137
        64      256    512         -  1.3378  1.3272    186 to 196
 
-and with the shorter context that is better for the dense one.
+and then the shorter context that is better for the dense one, untried here, as are a smaller width, batch or a higher rate.
 """
 out_dir = 'out-llama4-style'
 n_expert = 8

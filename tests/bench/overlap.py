@@ -118,10 +118,8 @@ for text in (t.strip() for t in these.split(';')):
         # a call that blocks has one time, both of its way and of its wait
         started, hidden = sum(x[5] for x in calls), 1 - waited / way
         figures[f'{text}: {op} {group}'] = round(hidden, 3)
-        if (op, group) in STARTED and not ('cp' in text and group == 'cp' and 'ring' not in text):
-            # half of the exchanges with experts bring results back, and their counts go first: nothing is left to do meanwhile
-            good = started > 0 and (hidden > .5 or (op, group) not in HIDDEN)
-            ok = ok and good
+        # half of the exchanges with experts bring results back, and their counts go first: nothing is left to do meanwhile
+        ok &= (op, group) not in STARTED or started > 0 and (hidden > .5 or (op, group) not in HIDDEN)
         print(f'{text if not n else "":18s} {"" if n else f"{ms:.1f}":>9s}  {op:15s} {group:6s} {len(calls) / steps:6.0f} '
               f'{started / steps:8.0f} {way:10.1f} {waited:8.1f} {hidden:7.0%}', flush=True)
 print(json.dumps(dict(bench='overlap', ok=ok, width=width, layers=layers, rows=rows, hidden=figures)))

@@ -477,29 +477,43 @@ class Muse(nn.Module):
 
 # ---------------------------------------------------------------- generation: see sample.py
 
+def unit(x, eps):
+    """RMSNorm of x (..., n) but for the root of n, which the weights behind it hold; eps: a tensor, the root of n norm_eps."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype), eps).to(x.dtype)
+
+
 class Decoder:
     """
     A stage for generation: its blocks with their own copy of the weights, laid out for few rows, and the keys and values of all rows,
     contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row. Padding is written to the last place, which nobody reads.
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
-    and the root of its width.
+    and the root of its width. Within a head of q and k the two halves alternate: a rotation is one product of complex numbers.
     """
+    @torch.no_grad()
     def __init__(self, model):
         root, hd = model.cfg.n_embd ** 0.5, model.cfg.hd
 
+        def pairs(w):                                              # (n hd, ...), of each hd: 0, hd/2, 1, hd/2 + 1, ...
+            return w.view(-1, 2, hd // 2, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
+
+        def lay(w, gain):                                          # (n, C), (C,) -> (C, n)
+            return torch.mul(w.t(), gain[:, None], out=w.new_empty(w.shape[::-1]))
+
         def pack(b):
             a, m, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
-            qkv = torch.cat((b.attn.q, b.attn.kv)) * b.norm1.gain * root
+            k, v = a.kv.chunk(2)
+            qkv = lay(torch.cat((pairs(a.q), pairs(k), v)), b.norm1.gain * root)
             if a.gain is None:
-                qkv[:len(a.q)] *= hd ** -0.5                       # of the scores; with qk_norm it cancels the root of the norm of q
+                qkv[:, :len(a.q)] *= hd ** -0.5                    # of the scores; with qk_norm it cancels the root of the norm of q
             else:
-                gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
+                gain = torch.cat((pairs(a.gain).expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
             if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
-                m = (m.up * gain2).t().contiguous(), m.down.t().contiguous()
-            return qkv.t().contiguous(), gain, a.out.t().contiguous(), m, gain2
+                m = lay(m.up, gain2), m.down.t().contiguous()
+            return qkv, gain, a.out.t().contiguous(), m, gain2
         self.model = model
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
         self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
+        self.gain = model.around('heads', lambda: model.norm.gain * root) if model.last else None
         (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
         self.eps = torch.tensor([model.cfg.n_embd, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
@@ -517,8 +531,8 @@ class Decoder:
             self.ids[:have, :most] = ids
             freq = self.model.cfg.rope_base ** (-torch.arange(0, hd, 2, device=old.device, dtype=torch.float32) / hd)
             angle = torch.arange(size + 1, device=old.device)[:, None].float() * freq
-            cos, sin = angle.cos().to(old.dtype), angle.sin().to(old.dtype)
-            self.turn = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)[:, :, None]      # (size + 1, 2, 1, hd)
+            wide = torch.promote_types(old.dtype, torch.float32)
+            self.turn = torch.complex(angle.cos().to(wide), angle.sin().to(wide))[:, None]           # (size + 1, 1, hd/2)
 
     def copy(self, a, b, n):
         """The first n positions of slot a to slot b."""
@@ -542,7 +556,7 @@ class Decoder:
             dist.recv(x, g.ranks[g.rank - 1], group=g.pg)
         x = self.blocks(x, n, S, rows, level)
         if m.last:
-            return m.around('heads', m.norm, x)
+            return unit(x, self.eps[0]) * self.gain
         dist.send(x, g.ranks[g.rank + 1], group=g.pg)
         return x
 
@@ -559,7 +573,11 @@ class Decoder:
         cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
         (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
         rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
-        (cos, sin), x = self.turn[pos.flatten()].unbind(1), x.reshape(B * T, C)
+        turn, x = self.turn[pos.flatten()], x.reshape(B * T, C)
+        # one buffer for all layers: what is a view of it is made once
+        qkv = x.new_empty(B * T, nh + 2 * nkv, hd)
+        flat, q, qk, new = qkv.flatten(1), qkv[:, :nh].view(B, T, nkv, rep, hd), qkv[:, :nh + nkv], qkv[:, nh:].view(B * T, 2, nkv, hd)
+        qk_complex = torch.view_as_complex(qk.unflatten(-1, (-1, 2))) if turn.real.dtype == x.dtype else None
         seen = zip(*self.kv[:, :, :B, :, :S].flatten(2, 3).unbind(1)) if rows is None else [None] * L      # views: B is all, or the first
         here = self.kv[:, :, :B, :, S - 1].transpose(1, 2).unbind() if level else [None] * L               # of all; (B, 2, nkv, hd)
         if not level:
@@ -571,24 +589,24 @@ class Decoder:
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
         eps, eps_head = self.eps
 
-        def unit(x, eps):                                          # RMSNorm, but for the root of the width, which the weights hold
-            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype), eps).to(x.dtype)
+        def add(x, y, w):                                          # to x, in its place: y w, summed over tp
+            return x.addmm_(y, w) if g.size == 1 else x.add_(all_reduce(y @ w, g))
 
-        def add(x, y, w):                                          # x + y w, summed over tp
-            return torch.addmm(x, y, w) if g.size == 1 else x + all_reduce(y @ w, g)
-
-        for (i, (qkv, gain, out, mlp, gain2)), kv, near, new in zip(self.w.items(), self.kv, seen, here):
-            y = torch.mm(unit(x, eps), qkv).view(B * T, nh + 2 * nkv, hd)
-            qk = y[:, :nh + nkv] if gain is None else unit(y[:, :nh + nkv], eps_head).mul_(gain)
-            torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin, out=y[:, :nh + nkv])
+        for (i, (w, gain, out, mlp, gain2)), kv, near, place in zip(self.w.items(), self.kv, seen, here):
+            torch.mm(unit(x, eps), w, out=flat)
+            if gain is not None:
+                torch.mul(unit(qk, eps_head), gain, out=qk)
+            if qk_complex is not None:
+                qk_complex.mul_(turn)
+            else:                                                  # there are no complex numbers of 16 bits
+                qk.copy_(torch.view_as_real(torch.view_as_complex(qk.unflatten(-1, (-1, 2)).to(turn.real.dtype)) * turn).flatten(-2))
             if level:
-                new.copy_(y[:, nh:].view(B, 2, nkv, hd))
+                place.copy_(new)
             else:
-                kv.view(-1, hd).index_copy_(0, at, y[:, nh:].reshape(-1, hd))
+                kv.view(-1, hd).index_copy_(0, at, new.reshape(-1, hd))
             k, v = near if rows is None else kv[:, :, :, :S][:, rows].view(2, B * nkv, S, hd)
-            q = y[:, :nh].reshape(B, T, nkv, rep, hd)
-            q = (q if T == 1 else q.transpose(1, 2)).reshape(B * nkv, T * rep, hd)
-            y = torch.bmm(q, k.transpose(1, 2)) if level else torch.baddbmm(mask, q, k.transpose(1, 2))
+            y = (q if T == 1 else q.transpose(1, 2)).reshape(B * nkv, T * rep, hd)
+            y = torch.bmm(y, k.transpose(1, 2)) if level else torch.baddbmm(mask, y, k.transpose(1, 2))
             y = torch.bmm(y.softmax(-1), v)
             x = add(x, y.view(B, nkv, T, rep, hd).transpose(1, 2).reshape(B * T, nh * hd) if T > 1 else y.view(B, nh * hd), out)
             if isinstance(mlp, tuple):
@@ -597,7 +615,7 @@ class Decoder:
                     h.relu_().square_()
                 else:
                     gate, up = h.chunk(2, 1)
-                    h = F.silu(gate).mul_(up)
+                    h = F.silu(gate, inplace=True).mul_(up)
                 x = add(x, h, mlp[1])
             else:                                                  # experts: the tokens are split over tp
                 y = F.pad(unit(x, eps) * gain2, (0, 0, 0, -B * T % g.size))[None]

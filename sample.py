@@ -112,18 +112,18 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     float64 (B,), logp: their log-probabilities as the trainer has them, softmax over the whole vocabulary at temperature 1; logq: under
     the distribution that was drawn from (greedy: 0).
     """
-    z = (logits + bias) / torch.where(temperature > 0, temperature, 1)[:, None]
+    warm = temperature > 0
+    z = (logits + bias) / temperature.clamp(min=1e-30)[:, None]        # float64: so cold, the largest alone has a probability
     if top_k is not None:
         s = z.sort(-1, descending=True).values
         s = s.masked_fill(torch.arange(s.shape[1], device=s.device) >= top_k[:, None], float('-inf'))
-        p = s.softmax(-1, dtype=torch.float64)
+        p = s.softmax(-1)
         n = (p.cumsum(-1) - p < top_p[:, None]).sum(-1).minimum(top_k.long()).clamp_(min=1)      # the fewest whose mass is top_p
         z = z.masked_fill(z < s.gather(1, n[:, None] - 1), float('-inf'))
-    q = z.softmax(-1, dtype=torch.float64)
+    q = z.softmax(-1)
     c = q.cumsum(-1)
-    i = torch.where(temperature > 0, (c <= u[:, None] * c[:, -1:]).sum(-1), z.argmax(-1))[:, None]
-    logp = (logits.gather(1, i)[:, 0] - logits.logsumexp(-1)).double()
-    return i[:, 0], logp, q.gather(1, i)[:, 0].log() * (temperature > 0)
+    i = torch.searchsorted(c, (u * warm)[:, None] * c[:, -1:], right=True)                  # how many are not above it
+    return i[:, 0], logits.log_softmax(-1).gather(1, i)[:, 0].double(), q.gather(1, i)[:, 0].log() * warm
 
 
 # ---------------------------------------------------------------- one request
@@ -229,7 +229,7 @@ class Engine:
         self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: rc, (id, payload)
         self.n, self.id = np.zeros(0, np.int64), np.zeros(0, np.int64) # positions in the cache; the id that comes next
         self.one, self.ready = np.zeros(0, bool), np.zeros(0, bool)    # it is to be decoded; h says what follows
-        self.h = self.dec.kv.new_zeros(0, model.cfg.n_embd)
+        self.h, self.group = self.dec.kv.new_zeros(0, model.cfg.n_embd), [None]          # group: see _choose()
         sp, no = codec.sp, ['boi'] * (not model.cfg.image) + ['boa'] * (not model.cfg.audio)
         self.bias = torch.full((2, model.cfg.vocab_size), float('-inf'), device=self.h.device)             # in text, in a sound
         self.bias[0, :codec.n_vocab] = self.bias[1, [sp['aud'], sp['eoa']]] = 0
@@ -263,7 +263,8 @@ class Engine:
             self._admit()                                              # forks of what was read
         if self.one.any():
             self._decode()
-        rows = [r for r in self.rows if not r.waits and self.ready[r.slots].all()]
+        ready = self.ready.tolist()
+        rows = [r for r in self.rows if not r.waits and all(ready[s] for s in r.slots)]
         if rows:
             self._choose(rows)
         return bool(rows or self.todo or self.waiting and self._room() > 0)
@@ -346,6 +347,7 @@ class Engine:
         for old, s in zip(reversed(used), [s for s, r in enumerate(self.owner) if not r]):
             if s > old:
                 return
+            self.group = [None]
             self._forget(s)
             self.dec.copy(old, s, int(self.n[old]))
             for a in (self.n, self.id, self.one, self.ready, self.h, self.owner, self.holds):
@@ -426,7 +428,10 @@ class Engine:
                 batch[f'xin_{k}_i'], batch[f'xin_{k}'] = torch.tensor(list(x), device=dev), torch.stack(list(x.values()))
         n, S = torch.from_numpy(self.n[:top].copy()).to(dev), int(self.n[on].max()) + 1
         h = self.dec.step(batch, n, S, level=bool((self.n[:top] == S - 1).all()))[:, 0]
-        self.h[on] = h[on]
+        if len(on) == top:
+            self.h[:top] = h
+        else:
+            self.h[on] = h[on]
         self.n[on] += 1
         self.ready[on], self.one[on], self.rc, self.x = True, False, {}, {}
 
@@ -434,8 +439,13 @@ class Engine:
 
     def _choose(self, rows):
         m, sp, dev = self.model, self.codec.sp, self.h.device
-        slots, keys, knobs = np.array([r.slots for r in rows]), np.concatenate([r.key for r in rows]), np.array([r.knobs for r in rows])
-        n, at = self.n[slots[:, 0]], torch.from_numpy(slots).to(dev)
+        if self.group[0] != rows:                                      # made anew only when other rows choose
+            slots, knobs = np.array([r.slots for r in rows]), np.array([r.knobs for r in rows]).T
+            top = (knobs[1] < self.codec.n_vocab).any() or (knobs[2] < 1).any()
+            self.group = (rows, slots, np.concatenate([r.key for r in rows]), torch.from_numpy(slots).to(dev),
+                          [*torch.from_numpy(knobs).to(dev)], top)
+        _, slots, keys, at, (temperature, *knobs), top = self.group
+        n = self.n[slots[:, 0]]
         out = torch.empty(3, len(rows), dtype=torch.float64, device=dev)
         if m.last:
             h, bias = self.h[at[:, 0]], self.bias[0]
@@ -445,9 +455,8 @@ class Engine:
                     if r.mode in (HEIGHT, WIDTH):
                         bias[b] = float('-inf')
                         bias[b, first:first + r.side(self.max_patches)] = 0
-            t, k, p, u = torch.from_numpy(np.c_[knobs, uniform(keys, n, 0)]).to(dev).unbind(1)
-            top = (k, p) if (knobs[:, 1] < self.codec.n_vocab).any() or (knobs[:, 2] < 1).any() else ()
-            out = torch.stack([x.double() for x in choose(m.around('heads', m.logits, h, self.dec.head), bias, t, u, *top)])
+            u, logits = torch.from_numpy(uniform(keys, n, 0)).to(dev), m.around('heads', m.logits, h, self.dec.head)
+            out = torch.stack([x.double() for x in choose(logits, bias, temperature, u, *(knobs if top else ()))])
         ids, logp, logq = from_last(out, m.mesh).tolist()              # the one place where the host waits for the device
         ids = [(sp['img'] if r.todo else sp['eoi']) if r.mode == PICTURE else int(i) for r, i in zip(rows, ids)]
         made = {}

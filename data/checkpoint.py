@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from data.llama import export_llama, write_safetensors
 
+FORMAT = 2      # of what the tensors mean: in 2 rotary positions pair neighbours in a head of q and k, in 1 it was i with i + hd/2
+
 
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
@@ -90,7 +92,7 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
     try:
         if mesh.world.rank == 0:
             with open(tmp / 'manifest.json', 'w') as f:
-                body = json.dumps(dict(meta, tensors=sum(entries, [])))
+                body = json.dumps(dict(meta, format=FORMAT, tensors=sum(entries, [])))
                 f.write(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
                 f.flush()
                 os.fsync(f.fileno())
@@ -124,6 +126,8 @@ class Checkpoint:
             if not crc.endswith('}') or crc[:-1] != str(zlib.crc32((body + '}').encode())):
                 raise ValueError('the checksum of manifest.json does not match')
             self.meta = json.loads(body + '}')
+            if (n := self.meta.pop('format', 1)) != FORMAT:
+                raise ValueError(f'it has format {n}, and {FORMAT} is read')
             self.parts = {}
             for e in self.meta.pop('tensors'):
                 self.parts.setdefault(e['name'], []).append(e)

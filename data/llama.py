@@ -6,7 +6,8 @@ Llama in the layout of Hugging Face: a folder with config.json and *.safetensors
 
 safetensors: 8 bytes of length, a JSON header {name: {dtype, shape, data_offsets}}, the raw tensors; large models are split into files
 that model.safetensors.index.json lists. Nothing is read before it is asked for, so a rank reads what its stage holds. Matrices have the
-same orientation here and there, and rotary positions pair i with i + hd/2 in both; k and v, gate and up lie in one matrix here.
+same orientation here and there; k and v, gate and up lie in one matrix here; rotary positions pair neighbours here, i and i + hd/2 there:
+rows of q and k change their places.
 The tokenizer is not read: ids are whatever --tokenizer says. What the folder has no weights for (special tokens behind its vocabulary,
 patches, frames) starts afresh.
 """
@@ -52,6 +53,14 @@ def model_keys(path):
         raise ValueError(f'{file}: {f"no {e}" if isinstance(e, KeyError) else " ".join(str(e).split())}; '
                          'give the folder of a Llama (LlamaForCausalLM) in safetensors') from None
 
+def pairs(x, hd):
+    """x (n hd, C), rows of q or k as there -> as here: of each head row i, then row i + hd/2."""
+    return x.view(-1, 2, hd // 2, x.shape[-1]).transpose(1, 2).reshape(x.shape)
+
+def halves(x, hd):
+    """The inverse of pairs()."""
+    return x.view(-1, hd // 2, 2, x.shape[-1]).transpose(1, 2).reshape(x.shape)
+
 class Llama:
     """
     An opened folder, as a source for Checkpoint.fill: full(name) -> the tensor that our name means, in the type of the file. vocab: rows of
@@ -86,7 +95,8 @@ class Llama:
 
     def full(self, name):
         name = name.partition('/')[2]
-        x = torch.cat([self.read(f'{n}.weight') for n in self.ours[name]])
+        x, hd = [self.read(f'{n}.weight') for n in self.ours[name]], self.keys['n_embd'] // self.keys['n_head']
+        x = torch.cat([pairs(w, hd) if n.endswith(('q_proj', 'k_proj')) else w for n, w in zip(self.ours[name], x)])
         if name in ('wte', 'head') and len(x) < self.vocab:     # new tokens begin as the mean of the old ones: neither likely nor far away
             x = torch.cat((x.float(), x.float().mean(0, keepdim=True).expand(self.vocab - len(x), -1)))
         return x
@@ -136,11 +146,12 @@ def export_llama(m, full, out):
             for n in theirs if ours != 'head' or not m['tie'] else ():
                 r = rows.get(n.rpartition('.')[2], C)
                 parts[f'{n}.weight'], at = (ours, at, r), at + r
+    def weight(n):
+        x = full(parts[n][0]).narrow(0, *parts[n][1:])
+        return halves(x, C // m['n_head']) if n.endswith(('q_proj.weight', 'k_proj.weight')) else x
     shape = lambda n: (parts[n][2],) + (() if 'norm' in n else (ff if 'down_proj' in n else C,))
     out.mkdir(parents=True, exist_ok=True)
-    write_safetensors(out / 'model.safetensors', [(n, 'F32', shape(n)) for n in parts],
-                      lambda n: full(parts[n][0]).narrow(0, *parts[n][1:]),
-                      {'format': 'pt'})
+    write_safetensors(out / 'model.safetensors', [(n, 'F32', shape(n)) for n in parts], weight, {'format': 'pt'})
     (out / 'config.json').write_text(json.dumps(dict(
         architectures=['LlamaForCausalLM'], model_type='llama', hidden_act='silu', attention_bias=False, mlp_bias=False,
         torch_dtype='float32',

@@ -301,8 +301,8 @@ def by_the_book(model, b):
     angle = b['pos'][:, :, None, None].float() * cfg.rope_base ** (-torch.arange(0, hd, 2).float() / hd)
     turn = torch.complex(angle.cos().double(), angle.sin().double())
     def rotate(x):
-        z = torch.complex(*x.chunk(2, -1)) * turn
-        return torch.cat((z.real, z.imag), -1).transpose(1, 2)
+        z = torch.complex(x[..., ::2], x[..., 1::2]) * turn
+        return torch.stack((z.real, z.imag), -1).flatten(-2).transpose(1, 2)
     ok = (b['doc'][:, None, :, None] == b['doc'][:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
     for i in range(cfg.n_layer):
         W = {n.removeprefix(f'blocks.{i}.'): p for n, p in P.items() if n.startswith(f'blocks.{i}.')}

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -471,6 +472,15 @@ def test_checkpoints_and_prune(tmp_path):
     prune(tmp_path, 2)
     assert [p.name for p in checkpoints(tmp_path)] == ['step_00001000', 'step_00000900']
     assert not list(tmp_path.glob('*.old')) and not list(tmp_path.glob('.*.old')) and (tmp_path / 'best/manifest.json').exists()
+
+def test_another_format_is_refused(tmp_path):
+    """Weights that mean something else would load, and say nonsense."""
+    path, *_ = saved(tmp_path)
+    file = path / 'manifest.json'
+    body = file.read_text().rpartition(', "crc": ')[0].replace('"format": 2', '"format": 1')
+    file.write_text(f'{body}, "crc": {zlib.crc32((body + "}").encode())}}}')
+    with pytest.raises(ValueError, match='has format 1, and 2 is read'):
+        read_all(path)
 
 def test_nothing_is_unpickled(tmp_path):
     """A file of raw numbers and JSON: the tensors can be read with numpy from the manifest alone."""

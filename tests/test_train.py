@@ -625,7 +625,7 @@ def plain_nll(w, ids, nh):
         hd = q.shape[-1]
         angle = torch.arange(T, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
         turn = torch.polar(torch.ones_like(angle), angle)[:, None]
-        q, k = (torch.cat([(z := torch.complex(*y.chunk(2, -1)) * turn).real, z.imag], -1) for y in (q, k))
+        q, k = (torch.stack([(z := torch.complex(y[..., ::2], y[..., 1::2]) * turn).real, z.imag], -1).flatten(-2) for y in (q, k))
         att = torch.einsum('qnd,knd->nqk', q, k) / hd ** .5
         att = att.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
         x = x + torch.einsum('nqk,knd->qnd', att, v).reshape(T, -1) @ p['attn.out'].T

@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
+from data.llama import halves
 from model import ModelConfig, Muse
 from sample import Engine
 
@@ -79,7 +80,8 @@ def llama():
         net.lm_head.weight.copy_(model.head)
         net.model.norm.weight.copy_(model.norm.gain)
         for theirs, b in zip(net.model.layers, model.blocks.values()):
-            for p, x in ((theirs.self_attn.q_proj, b.attn.q), (theirs.self_attn.k_proj, b.attn.kv[:kv]),
+            for p, x in ((theirs.self_attn.q_proj, halves(b.attn.q, width // heads)),
+                         (theirs.self_attn.k_proj, halves(b.attn.kv[:kv], width // heads)),
                          (theirs.self_attn.v_proj, b.attn.kv[kv:]), (theirs.self_attn.o_proj, b.attn.out),
                          (theirs.mlp.gate_proj, b.mlp.up[:hidden]), (theirs.mlp.up_proj, b.mlp.up[hidden:]),
                          (theirs.mlp.down_proj, b.mlp.down), (theirs.input_layernorm, b.norm1.gain),

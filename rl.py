@@ -25,7 +25,7 @@ from data.plot import history, save_plot
 from model import ModelConfig, Muse, build
 from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
-from sample import Engine, turn
+from sample import Engine, reports, turn
 
 # -------- files
 init_from = 'out-sft-signs' # the warm start: a folder of train.py, or one checkpoint in it
@@ -339,7 +339,7 @@ def ask(problems, k, number):
     k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
     n: tokens drawn, r and second: what both verifiers say; what did not end has no answer.
     """
-    encoded = [codec.encode(turn(codec, p['question'], p.get('images', ()))) for p in problems]
+    encoded = [codec.encode([*turn(codec, p['question'], p.get('images', ())), *reports(codec, p.get('reports', ()))]) for p in problems]
     if (n := max(len(e['ids']) for e in encoded) + max_new) > block_size:
         die(f'block_size={block_size} is less than a prompt and max_new={max_new}: use --block_size={-(-n // 64) * 64} or less --max_new')
     rolls = rollout([e for e in encoded for _ in range(k)], [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
-from data.agents import agent_step, latency, majority, report, turn
+from data.agents import agent_step, latency, majority, report, reports, turn
 from data.checkpoint import Checkpoint, checkpoints
 from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, to_uint8, unmel, unpatchify
 from data.collate import features
@@ -570,7 +570,7 @@ def contemplate(model, codec, prompts, agents=8, *, think=128, brief=32, max_new
         if all(r.result for r in g.agents):
             g.reports = [report(codec, r.result['ids']) for r in g.agents]
             order = np.argsort(uniform(bits(seed % 2 ** 64, g.number), np.arange(agents)))
-            then = [x for k in order for x in (('ids', [sp['report']], 0), ('text', g.reports[k], 0), ('ids', [sp['/report']], 0))]
+            then = reports(codec, [g.reports[k] for k in order])
             g.merge = add(g, then, 63, max_new, temperature=0)
             g.read = len(codec.encode(then)['ids'])                # ids of the reports: what stands behind them the orchestrator said
 

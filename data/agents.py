@@ -17,6 +17,11 @@ def turn(codec, text, images=(), sounds=()):
             ('ids', [codec.sp['assistant']], 0)]
 
 
+def reports(codec, said):
+    """What agents have to say (list of str) as segments, for the one who reads them."""
+    return [x for s in said for x in (('ids', [codec.sp['report']], 0), ('text', s, 0), ('ids', [codec.sp['/report']], 0))]
+
+
 def report(codec, ids):
     """What an agent has to say, str: its last <report>, else what stands behind its last thought or tool; nothing inside of one."""
     sp = codec.sp

@@ -5,20 +5,22 @@ Documents of three kinds for `twice` (see task.py): one who thinks alone, one of
 
     <user>Q<assistant><think>A2b6...xA2B8...,A2...</think>AbCdeF<eot>                                     alone
     <user>Q<assistant><agent><r1><r2><think>a7B1...x...</think><report>aBCdEf</report><eot>               an agent: found
-    <user>Q<assistant><agent><r1><r2><think>a7B1...xa7B</think><report>?</report><eot>                    time was up
-    <user>Q<assistant><report>?</report><report>aBCdEf</report><report>?</report>...aBCdEf<eot>           the orchestrator
+    <user>Q<assistant><agent><r1><r2><think>a7B1...xa7B</think><report>?abcDEf</report><eot>              time was up: a guess
+    <user>Q<assistant><report>?AbcDef</report><report>aBCdEf</report><report>?abcDEf</report>...aBCdEf<eot>    the orchestrator
 
 An agent's role is up to four tokens, each of which fixes a sign: <r0> the first is +, <r1> it is -, <r2> the second is +, and so on; so
 agents with different roles never try the same. An attempt says what is left of the target after each sign, because a small model learns at
 once that 0 is a hit, and late whether two digits far apart are equal. Attempts are drawn at random, with repetition. Thoughts are cut off
-anywhere: </think> and <report> are then given, not learned, and who thinks alone has to guess. The orchestrator repeats the last claim; a
-guess, if there is none. Training documents are about training problems only, validation documents about held-out ones.
+anywhere: </think> and <report> are then given, not learned, and who thinks alone has to guess, as the agent does behind a ?. The
+orchestrator repeats any one of the reports, half of the time the last that was not a guess: whom to believe is for RL (data/merge).
+Training documents are about training problems only, validation documents about held-out ones.
 """
 import random
 import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
+from data.agents import reports
 from data.source import write_made
 from data.twice.task import problem, word
 
@@ -75,12 +77,12 @@ def document(i, split, codec):
         roles = [f'r{2 * b + (s == "-")}' for b, s in enumerate(fixed)]
         thought, found = think(p, rng, fixed, rng.randint(shortest, longest))
         return start + [ids('agent', *roles, w=0), ids('think'), ('text', thought), ids('/think', 'report', w=int(found is not None)),
-                        ('text', word(found) if found else '?'), ids('/report', 'eot')]
+                        ('text', word(found) if found else f'?{word(guess(p, rng, fixed))}'), ids('/report', 'eot')]
     claims = rng.random() ** 2
-    reports = [word(guess(p, rng)) if rng.random() < claims else '?' for _ in range(2 ** rng.randrange(5))]
-    claimed = [r for r in reports if r != '?']
-    return start + [*(s for r in reports for s in (ids('report', w=0), ('text', r, 0), ids('/report', w=0))),
-                    ('text', claimed[-1] if claimed else word(guess(p, rng))), ids('eot')]
+    said = [('?' if rng.random() >= claims else '') + word(guess(p, rng)) for _ in range(2 ** rng.randrange(5))]
+    claimed = [r for r in said if r[0] != '?']
+    answer = claimed[-1] if claimed and rng.random() < .5 else rng.choice(said).lstrip('?')
+    return start + reports(codec, said) + [('text', answer), ids('eot')]
 
 if __name__ == '__main__':
     configure(globals())

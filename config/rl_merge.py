@@ -1,0 +1,24 @@
+"""
+RL of the orchestrator (data/merge): it reads what 8 agents of its own warm start reported on problems of `twice`, and is rewarded for the
+right answer. It learns whom to believe: most reports are guesses, and the most frequent answer is wrong.
+
+    python train.py config/sft_twice.py                 first
+    python data/merge/prepare.py                        their reports, frozen
+    python rl.py config/rl_merge.py
+    python tests/bench/contemplate.py --out_dir=out-rl-merge
+"""
+init_from = 'out-sft-twice'
+out_dir = 'out-rl-merge'
+task = 'merge'
+levels = '8'
+harder = '4'
+max_new = 8
+budget = True
+block_size = 192
+prompts = 32
+group = 16
+rounds = 1
+max_steps = 40
+lr = 3e-4
+eval_every = 10
+eval_samples = 16

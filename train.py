@@ -19,13 +19,13 @@ from configurator import configure
 from data.checkpoint import Checkpoint, checkpoints, keep_checkpoint, newest, put_aside, state, tidy, together
 from data.codec import BadInput
 from data.llama import Llama
-from data.loader import eval_batches, train_batches
+from data.loader import to_device, train_batches
 from data.plan import product_peak
 from data.shards import codec_and_folders, mixture, open_shards, unigram
+from data.validate import evaluate
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, keep_pages, make_mesh, schedule,
-                      start_world)
+from parallel import add_messages, all_reduce, check_layout, forward_backward, keep_pages, make_mesh, schedule, start_world
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
@@ -138,10 +138,6 @@ def die(message):
     print(f'train.py: {message}', file=sys.stderr, flush=True) if int(os.environ.get('RANK', 0)) == 0 else None
     sys.exit(1)
 
-def shown(v):
-    """A value of a key as the command line takes it."""
-    return str(v).lower() if isinstance(v, bool) else v
-
 if device == 'auto':
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
@@ -203,7 +199,7 @@ try:
     if init_from.startswith('hf:'):
         llama = Llama(init_from[3:], cfg.vocab_size)
         if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
-            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={shown(v)}' for k, v in wrong.items()))
+            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower()}' for k, v in wrong.items()))
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head,
                       n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size,
                       rows=rows, zero=zero, zero_shard=zero_shard)
@@ -255,13 +251,12 @@ def load(path, weights_only=False):
 def fill(path, weights_only):
     """The part of load() that a rank does alone, -> meta; what it can read may differ: a stage reads only its own layers."""
     if path == init_from and path.startswith('hf:'):
-        Checkpoint.fill(llama, llama.tensors(state(opt, models, mesh)))
-        return {}
+        return Checkpoint.fill(llama, llama.tensors(state(opt, models, mesh))) or {}
     ck = Checkpoint(path)
     there = {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint'], 'muon': ck.meta['config'].get('muon')}
     for k in wanted:
         if there.get(k) != wanted[k] and not (weights_only and k == 'muon'):
-            raise LookupError(f'{path} was trained with {k}={shown(there.get(k))}, this run has {k}={shown(wanted[k])}: '
+            raise LookupError(f'{path} was trained with {k}={str(there.get(k)).lower()}, this run has {k}={str(wanted[k]).lower()}: '
                               'choose another --out_dir, or give the key as it was')
     if not weights_only and init_from not in ('auto', 'scratch', ck.meta.get('origin', 'scratch')):
         raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
@@ -289,57 +284,6 @@ if compile:
     parallel._run = torch.compiler.disable(parallel._run)
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
-
-# ---------------------------------------------------------------- evaluation
-
-@torch.no_grad()
-def evaluate(blind=False):
-    """
-    Validation losses: {data set: {txt, bpb, img, aud}}; nats per text token, bits per byte, weighted squared error of the flow heads.
-    blind: the control, with all payloads in the input replaced by zeros.
-    """
-    out, kinds = {}, ('txt', 'img', 'aud')
-    for m in models:
-        m.eval()
-    for name, s in val_sets.items():
-        total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
-        for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
-                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past):
-            if blind:
-                b['xin_img'].zero_(), b['xin_aud'].zero_()
-            b = to_device(b)                   # weights are 1, and 0 for padding
-            o = forward_only(models, b, mesh, (*b['ids'].shape, n_embd), compute, device)
-            if o:
-                total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(())
-                                      for k in kinds])
-            n += counts
-        total = all_reduce(all_reduce(total.to(device), mesh.pp), mesh.dpcp).tolist()           # only the last stage has something to add
-        n = all_reduce(torch.from_numpy(n).to(device), mesh.dp).tolist()
-        r = {k: total[i] / n[i] for i, k in enumerate(kinds) if n[i]}
-        if n[3]:
-            r['bpb'] = total[0] / math.log(2) / n[3]
-        out[name] = r
-    for m in models:
-        m.train()
-    return out
-
-def to_device(b):
-    if device != 'cpu':
-        b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
-    if compute == torch.float64:
-        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
-    if cfg.n_expert:           # kind of each position for the experts' load: 0 text, 1 image, 2 audio, 3 padding
-        b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
-    return b
-
-def lr_at(s):
-    """Fraction of the peak learning rate at step s."""
-    if s < warmup:
-        return (s + 1) / (warmup + 1)
-    x = (s - warmup) / max(1, max_steps - warmup)
-    if decay == 'cosine':
-        return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
-    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
 
 # ---------------------------------------------------------------- the loop
 
@@ -374,15 +318,24 @@ for sig in (signal.SIGINT, signal.SIGTERM):
 
 def balance(move):
     """Move the selection bias of every MoE layer towards an equal load (one sign step per optimizer step), from counts over all ranks."""
-    for m in (m for model in models for m in model.modules()):
-        if hasattr(m, 'load'):
-            load = all_reduce(m.load.sum(0), mesh.stage)
-            m.bias += moe_balance * move * torch.sign(load.mean() - load)                      # a skipped step moves nothing
-            m.load.zero_()
+    for m in (m for model in models for m in model.modules() if hasattr(m, 'load')):
+        load = all_reduce(m.load.sum(0), mesh.stage)
+        m.bias += moe_balance * move * torch.sign(load.mean() - load)          # a skipped step moves nothing
+        m.load.zero_()
 
-def batches():
-    return train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, micro=micro, T=block_size, draws=flow_draws,
-                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
+def lr_at(s):
+    """Fraction of the peak learning rate at step s."""
+    if s < warmup:
+        return (s + 1) / (warmup + 1)
+    x = (s - warmup) / max(1, max_steps - warmup)
+    if decay == 'cosine':
+        return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
+    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
+
+size = dict(micro=micro, T=block_size, draws=flow_draws, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank,
+            past=cfg.past)
+batches = lambda: train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, **size)
+validate = lambda blind=False: evaluate(models, mesh, val_sets, codec, compute, device, blind, limit=eval_docs, **size)
 
 def roll_back(why):
     """To the newest checkpoint that can be read, past the batches since; whether it did: three times at most while it is the newest."""
@@ -406,7 +359,7 @@ peak = product_peak(compute, device)
 loader = batches()
 update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64, device=device), mesh.pp).item()    # of the optimizer, all stages
 spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()         # since this start: of the world; of this process, without evaluation
-began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
+began, last_log, flops, done = time.time(), time.time(), 0, 0          # the last two: since the last line of the log; done: steps
 while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step + shift
@@ -416,7 +369,7 @@ while step < max_steps:
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros, before = [to_device(b) for b in micros], flops
+    micros, before = [to_device(b, device, compute, codec, cfg.n_expert) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
@@ -446,11 +399,11 @@ while step < max_steps:
     if not bad:
         recent.append(loss)
     step += 1
-    seen += rows * block_size
+    done += 1
     spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
-        ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
+        ms, rate = 1000 * (now - last_log) / done, done * rows * block_size / (now - last_log)
         gb = torch.cuda.max_memory_allocated() / 1e9 if device != 'cpu' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
         img, aud, mfu = img / (image_weight or 1), aud / (audio_weight or 1), flops / (now - last_log) / peak
@@ -459,10 +412,10 @@ while step < max_steps:
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
         record(step=step, loss=loss, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate,
                cost=dict(flops=spent_flops, cpu_s=spent_cpu))
-        last_log, flops, seen, first_step = now, 0, 0, step
+        last_log, flops, done = now, 0, 0
     if (eval_every and step % eval_every == 0) or step == max_steps:
-        val = evaluate()
-        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val       # without payloads: nothing to blind
+        val = validate()
+        control = {} if step < max_steps else validate(blind=True) if image or audio else val       # without payloads: nothing to blind
         for name, r in val.items():
             blind = {k: c for k, c in control.get(name, {}).items() if c and c != r[k]}
             say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {blind[k]:.4f})' if k in blind else '') for k, v in r.items())
@@ -475,7 +428,7 @@ while step < max_steps:
             best = score
             if eval_every:
                 save('best')
-        last_log, first_step, flops, seen, clock = time.time(), step, 0, 0, time.process_time()
+        last_log, flops, done, clock = time.time(), 0, 0, time.process_time()
     if (save_every and step % save_every == 0) or step == max_steps:
         save()
 loader.close()

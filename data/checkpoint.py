@@ -3,7 +3,8 @@ Checkpoints that fit any layout.
 
 A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each
 tensor. It is written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever
-unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds.
+unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds. What train.py and rl.py share is here,
+too: keep_checkpoint() writes, also in the background, and prunes; newest() finds what can be read; together() lets all ranks agree.
 """
 import ctypes, json, math, os, shutil, sys, threading, time, zlib
 from pathlib import Path

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from configurator import configure
-from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
+from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, together
 from data.codec import Codec
 from data.collate import collate
 from data.plot import history, save_plot
@@ -252,37 +252,34 @@ shared = tp == pp == ep == 1 and zero < 3              # ... in the trainer's ow
 for p, q in zip(sampler.parameters(), models[0].parameters()) if shared else ():
     p.data = q.data
 
-def biases(models):
-    """The experts' selection bias, which RL leaves as it is."""
-    return [(f'buffer/{n}', b.spec, b, 0) for m in models for n, b in m.named_buffers() if n.endswith('.bias')]
-
-def state(saving=False):
-    """As in train.py."""
-    yield from opt.tensors(saving)
-    yield from () if saving and mesh.dpcp.rank else biases(models)
-
 step, asked, ramp_at, first = 0, 0, -1, {}             # asked: problems so far; ramp_at: when thinking began to cost; first: see alarms
 rates = {str(l): 0.5 for l in trained + later}                 # solve rate of each level, a moving average
+
+def load(path):
+    """Fill model and optimizer from a checkpoint of this run, on all ranks or none: ValueError."""
+    global step, asked, ramp_at, first, rates
+    meta = {}
+    def fill():
+        ck, keys = Checkpoint(path), ('init_from', 'task', 'levels', 'seed')
+        if k := next((k for k in keys if 'rl' not in ck.meta or ck.meta['config'][k] != config[k]), ''):
+            die(f'out_dir={out_dir} holds checkpoints of another run (its {k} differs): choose another --out_dir')
+        ck.fill(state(opt, models, mesh))
+        meta.update(ck.meta)
+    together(fill, mesh)                               # before opt.loaded, which begins to gather
+    opt.loaded(meta['optimizer_steps'])
+    step, (asked, ramp_at, first, rates) = meta['step'], meta['rl']
+
 try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     there = checkpoints(out_dir)
-    for path in there:
-        try:
-            ck = Checkpoint(path)
-            keys = ('init_from', 'task', 'levels', 'seed')
-            if k := next((k for k in keys if 'rl' not in ck.meta or ck.meta['config'][k] != config[k]), ''):
-                die(f'out_dir={out_dir} holds checkpoints of another run (its {k} differs): choose another --out_dir')
-            ck.fill(state())
-            opt.loaded(ck.meta['optimizer_steps'])
-            step, (asked, ramp_at, first, rates) = ck.meta['step'], ck.meta['rl']
-            say(f'going on from {path}')
-            break
-        except ValueError as e:
-            say(f'{e}; trying the one before')
+    try:
+        path = newest(there, load, say)
+    except ValueError:
+        die(f'no checkpoint in {out_dir} can be read: choose another --out_dir')
+    if path:
+        say(f'going on from {path}')
     else:
-        if there:
-            die(f'no checkpoint in {out_dir} can be read: choose another --out_dir')
-        warm.fill(x for x in state() if not x[0].startswith('exp_'))
+        warm.fill(x for x in state(opt, models, mesh) if not x[0].startswith('exp_'))
         opt.loaded(0)
     warm.fill([*((f'param/{n}', p.spec, p) for m in reference for n, p in m.named_parameters()), *biases([*reference, sampler])])
     reference = [m.to(compute) for m in reference]
@@ -300,7 +297,7 @@ def sync():
     for u in opt.units if shared else ():
         u.ready()                                      # ZeRO-1 and 2: the last step's gather
     if not shared:
-        save_checkpoint(out_dir, 'sampler', (x for x in state(saving=True) if x[0].startswith('param/')), {}, mesh)
+        save_checkpoint(out_dir, 'sampler', (x for x in state(opt, models, mesh, saving=True) if x[0].startswith('param/')), {}, mesh)
         Checkpoint(Path(out_dir) / 'sampler').fill((f'param/{n}', p.spec, p) for n, p in sampler.named_parameters())
 
 def rollout(encoded, ctxs, number):
@@ -441,11 +438,7 @@ def record(**kw):
 def save():
     meta = dict(step=step, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(),
                 config=config, rl=[asked, ramp_at, first, rates])
-    try:
-        save_checkpoint(out_dir, f'step_{step:08d}', state(saving=True), meta, mesh)
-        prune(out_dir, keep_last) if master else None
-    except OSError as e:
-        die(f'step {step}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir')
+    keep_checkpoint(out_dir, '', state(opt, models, mesh, saving=True), meta, mesh, keep_last, say=die)
 
 stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):

@@ -7,7 +7,7 @@ Pre-training and supervised fine-tuning, on one process or many. The data set is
 
 The same command, started again, goes on from the last checkpoint in out_dir. Ctrl-C and SIGTERM save at the next step.
 """
-import json, math, os, resource, shutil, signal, sys, threading, time
+import json, math, os, resource, signal, sys, time
 from collections import Counter, deque
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,16 +16,16 @@ import torch
 import torch.distributed as dist
 import parallel
 from configurator import configure
-from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
-from data.codec import BadInput, Codec, save_bpe, train_bpe
+from data.checkpoint import Checkpoint, checkpoints, keep_checkpoint, newest, put_aside, state, tidy, together
+from data.codec import BadInput
 from data.llama import Llama
-from data.loader import eval_batches, train_batches
+from data.loader import to_device, train_batches
 from data.plan import product_peak
-from data.shards import ROOT, mixture, open_shards, prepared, unigram
+from data.shards import codec_and_folders, mixture, open_shards, unigram
+from data.validate import evaluate
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import (add_messages, all_reduce, check_layout, forward_backward, forward_only, keep_pages, make_mesh, schedule,
-                      start_world)
+from parallel import add_messages, all_reduce, check_layout, forward_backward, keep_pages, make_mesh, schedule, start_world
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
@@ -170,20 +170,14 @@ try:
     names, weights = mixture(dataset)
 except ValueError as e:
     die(f'dataset={dataset}: {e}')
-sources = dict(shakespeare=(input, 'input'), speech=(fsdd, 'fsdd'))                # what the user has given, and prepare.py's flag for it
-folder_of = lambda name, codec: prepared(name, codec, *sources.get(name, ()), make=master)
 if not master:                                     # rank 0 makes what is missing, the others come when it is there
     try:
         dist.barrier()
     except RuntimeError:                           # it could not, and said why
         sys.exit(1)
 try:
-    if tokenizer.startswith('bpe:') and not (ROOT / f'bpe_{tokenizer[4:]}.json').exists():
-        plain = Codec('bytes', n_loc)              # merges are learned on the training text of the first data set
-        s = open_shards(folder_of(names[0], plain), 'train', plain)
-        save_bpe(train_bpe(np.where(s['ids'] < 256, s['ids'], 10).astype(np.uint8).tobytes(), int(tokenizer[4:])))
-    codec = Codec(tokenizer, n_loc)
-    folders = {n: folder_of(n, codec) for n in names}
+    given = dict(shakespeare=(input, 'input'), speech=(fsdd, 'fsdd'))               # by the user, and prepare.py's flag for it
+    codec, folders = codec_and_folders(names, tokenizer, n_loc, given, make=master)
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
     val_sets = {n: open_shards(folders[n], val_split, codec) for n in names}
     if master and world > 1:
@@ -205,8 +199,7 @@ try:
     if init_from.startswith('hf:'):
         llama = Llama(init_from[3:], cfg.vocab_size)
         if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
-            raise ValueError(f'init_from={init_from}: these weights need '
-                             + ' '.join(f'--{k}={str(v).lower() if isinstance(v, bool) else v}' for k, v in wrong.items()))
+            raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower()}' for k, v in wrong.items()))
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head,
                       n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size,
                       rows=rows, zero=zero, zero_shard=zero_shard)
@@ -233,86 +226,58 @@ params = count_params(cfg)
 say(f"model: {params['total']:,} parameters ({params['active']:,} active), {dtype} on {device}; "
     f"data: {' + '.join(names)}, {rows} rows of {block_size} per step, {mesh.world.size} process(es)")
 
-def state(saving=False):
-    """(name, Spec, tensor, where it begins in this rank's slice): all that a checkpoint holds; saving: what this rank may have to write."""
-    yield from opt.tensors(saving)
-    for name, b in (nb for m in models for nb in m.named_buffers()):      # the experts' selection bias
-        if name.endswith('.bias') and not (saving and mesh.dpcp.rank):
-            yield f'buffer/{name}', b.spec, b, 0
-
 # ---------------------------------------------------------------- resume
 
 try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
 except OSError as e:
     die(f'out_dir={out_dir}: {e}')
-step, best, bad, resumed, saved = 0, math.inf, 0, None, True
+step, best, bad, origin, wandb_id = 0, math.inf, 0, init_from, None
 shift, recent, returns = 0, deque(maxlen=100), Counter()         # batches that rollbacks have skipped; last losses; rollbacks to each path
-wanted = {**asdict(cfg), 'codec': codec.fingerprint()}
+wanted = {**asdict(cfg), 'codec': codec.fingerprint(), 'muon': muon}
 plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkpoint from before a key was there has of it
 
 def load(path, weights_only=False):
-    """Fill model (and optimizer) from a checkpoint folder, or hf:, on all ranks or none: ValueError or LookupError. Returns its meta."""
-    global step, best, bad, shift, origin
-    try:
-        error, meta = None, fill(path, weights_only)
-    except (ValueError, LookupError) as e:
-        error = e
-    if not everywhere(error is None):              # before opt.loaded, which begins to gather: all ranks or none
-        raise error or ValueError(f'{path}: another rank cannot read it')
+    """Fill model (and optimizer) from a checkpoint folder, or hf:, on all ranks or none: ValueError or LookupError."""
+    global step, best, bad, shift, origin, wandb_id
+    meta = {}
+    together(lambda: meta.update(fill(path, weights_only)), mesh)  # before opt.loaded, which begins to gather: all ranks or none
     opt.loaded(0 if weights_only else meta['optimizer_steps'])
     if not weights_only:
         step, best, bad, shift = (meta.get(k, 0) for k in ('step', 'best', 'bad', 'shift'))
-        origin = meta.get('origin', 'scratch')
+        origin, wandb_id = meta.get('origin', 'scratch'), meta.get('wandb')
         recent.clear(), recent.extend(meta.get('recent', ()))
-    return meta
 
 def fill(path, weights_only):
-    """The part of load() that a rank does alone; what it can read may differ: a stage reads only its own layers."""
+    """The part of load() that a rank does alone, -> meta; what it can read may differ: a stage reads only its own layers."""
     if path == init_from and path.startswith('hf:'):
-        return Checkpoint.fill(llama, llama.tensors(state()))
+        return Checkpoint.fill(llama, llama.tensors(state(opt, models, mesh))) or {}
     ck = Checkpoint(path)
-    if (there := {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint']}) != wanted:
-        k = next(k for k in wanted if there.get(k) != wanted[k])
-        raise LookupError(f'{path} was trained with {k}={there.get(k)}, this run has {k}={wanted[k]}: '
-                          f'choose another --out_dir, or give the key as it was')
-    if not weights_only and ck.meta['config']['muon'] != muon:
-        raise LookupError(f"{path} was trained with muon={str(ck.meta['config']['muon']).lower()}, this run has muon={str(muon).lower()}: "
-                          'choose another --out_dir, or give the key as it was')
+    there = {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint'], 'muon': ck.meta['config'].get('muon')}
+    for k in wanted:
+        if there.get(k) != wanted[k] and not (weights_only and k == 'muon'):
+            raise LookupError(f'{path} was trained with {k}={str(there.get(k)).lower()}, this run has {k}={str(wanted[k]).lower()}: '
+                              'choose another --out_dir, or give the key as it was')
     if not weights_only and init_from not in ('auto', 'scratch', ck.meta.get('origin', 'scratch')):
         raise LookupError(f'{out_dir} holds checkpoints of another run: choose another --out_dir for --init_from={init_from}')
-    ck.fill(x for x in state() if not weights_only or not x[0].startswith('exp_'))
+    ck.fill(x for x in state(opt, models, mesh) if not weights_only or not x[0].startswith('exp_'))
     return ck.meta
 
-def everywhere(ok):
-    """Whether it is so on all ranks."""
-    return bool(all_reduce(torch.tensor(float(ok), device=device), mesh.world, dist.ReduceOp.MIN))
-
-if master:                                         # what a killed run may have left half done; never read
-    for p in [*Path(out_dir).glob('.step_*'), *Path(out_dir).glob('.best*')]:
-        shutil.rmtree(p, ignore_errors=True)
-origin = init_from
+if master:
+    tidy(out_dir)
 try:
     there = [] if init_from == 'scratch' else checkpoints(out_dir)
-    for path in there:
-        try:
-            resumed = load(path)
-            say(f'going on from {path}')
-            break
-        except ValueError as e:
-            say(f'{e}; trying the one before')
-    if there and not resumed:
+    try:
+        path = newest(there, load, say)
+    except ValueError:
         raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
-    old = [*checkpoints(out_dir), *Path(out_dir).glob('best')] if init_from == 'scratch' and master else []
-    if old:
-        aside = Path(out_dir) / f'before-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}'
-        aside.mkdir()
-        for p in [*old, *Path(out_dir).glob('metrics.jsonl')]:
-            p.rename(aside / p.name)
-        say(f'the checkpoints of an earlier run were moved to {aside}')
-    if init_from not in ('auto', 'scratch') and not there:
+    if path:
+        say(f'going on from {path}')
+    elif init_from not in ('auto', 'scratch'):
         load(init_from, weights_only=True)
         say(f'weights from {init_from}')
+    if init_from == 'scratch' and master and (aside := put_aside(out_dir)):
+        say(f'the checkpoints of an earlier run were moved to {aside}')
 except (LookupError, ValueError) as e:
     die(str(e))
 if compile:
@@ -320,64 +285,13 @@ if compile:
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
 
-# ---------------------------------------------------------------- evaluation
-
-@torch.no_grad()
-def evaluate(blind=False):
-    """
-    Validation losses: {data set: {txt, bpb, img, aud}}; nats per text token, bits per byte, weighted squared error of the flow heads.
-    blind: the control, with all payloads in the input replaced by zeros.
-    """
-    out, kinds = {}, ('txt', 'img', 'aud')
-    for m in models:
-        m.eval()
-    for name, s in val_sets.items():
-        total, n = torch.zeros(3, dtype=torch.float64), np.zeros(4)
-        for b, counts in eval_batches(s, codec, micro=micro, T=block_size, limit=eval_docs, draws=flow_draws, dp=mesh.dp.size,
-                                      dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past):
-            if blind:
-                b['xin_img'].zero_(), b['xin_aud'].zero_()
-            b = to_device(b)                   # weights are 1, and 0 for padding
-            o = forward_only(models, b, mesh, (*b['ids'].shape, n_embd), compute, device)
-            if o:
-                total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(())
-                                      for k in kinds])
-            n += counts
-        total = all_reduce(all_reduce(total.to(device), mesh.pp), mesh.dpcp).tolist()           # only the last stage has something to add
-        n = all_reduce(torch.from_numpy(n).to(device), mesh.dp).tolist()
-        r = {k: total[i] / n[i] for i, k in enumerate(kinds) if n[i]}
-        if n[3]:
-            r['bpb'] = total[0] / math.log(2) / n[3]
-        out[name] = r
-    for m in models:
-        m.train()
-    return out
-
-def to_device(b):
-    if device != 'cpu':
-        b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
-    if compute == torch.float64:
-        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
-    if cfg.n_expert:           # kind of each position for the experts' load: 0 text, 1 image, 2 audio, 3 padding
-        b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
-    return b
-
-def lr_at(s):
-    """Fraction of the peak learning rate at step s."""
-    if s < warmup:
-        return (s + 1) / (warmup + 1)
-    x = (s - warmup) / max(1, max_steps - warmup)
-    if decay == 'cosine':
-        return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
-    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
-
 # ---------------------------------------------------------------- the loop
 
 metrics = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else None
 run = None
 if wandb_project and master:
     import wandb
-    run = wandb.init(project=wandb_project, name=out_dir, config=config, id=(resumed or {}).get('wandb'), resume='allow')
+    run = wandb.init(project=wandb_project, name=out_dir, config=config, id=wandb_id, resume='allow')
 
 def record(**kw):
     if master:
@@ -388,41 +302,15 @@ def record(**kw):
         if run:
             run.log({k: v for k, v in kw.items() if k != 'step'}, step=kw['step'])
 
-def write(name, tensors, meta):
-    """-> whether it is on disk."""
-    try:
-        save_checkpoint(out_dir, name or f"step_{meta['step']:08d}", tensors, meta, mesh)
-    except OSError as e:
-        say(f"step {meta['step']}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir")
-        return False
-    try:
-        if master and not name:
-            prune(out_dir, keep_last)
-    except OSError as e:
-        say(f'an old checkpoint could not be removed: {e}')
-    return True
+finish_saving = lambda: True                       # waits for the last checkpoint -> whether it is on disk
 
-writing = []                                       # the thread that writes, and then whether it has
-
-def finish_saving():
-    """Wait for the thread; whether its checkpoint is on disk."""
-    for thread in writing[:1]:
-        thread.join()
-    ok = writing[1:] == [True] or not writing
-    writing.clear()
-    return ok
-
-def save(name=None):
-    """A checkpoint of the present step -> whether it is on disk; in the background: finish_saving() says it."""
+def save(name=''):
+    """A checkpoint of the present step."""
+    global finish_saving
     finish_saving()
     meta = dict(step=step, best=best, bad=bad, shift=shift, recent=list(recent), origin=origin, wandb=run and run.id, optimizer_steps=opt.t,
                 model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(), config=config)
-    if not save_background:
-        return write(name, state(saving=True), meta)
-    held = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in state(saving=True)]
-    writing[:] = [threading.Thread(target=lambda: writing.append(write(name, held, meta)))]
-    writing[0].start()
-    return True
+    finish_saving = keep_checkpoint(out_dir, name, state(opt, models, mesh, saving=True), meta, mesh, keep_last, say, save_background)
 
 stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
@@ -430,44 +318,48 @@ for sig in (signal.SIGINT, signal.SIGTERM):
 
 def balance(move):
     """Move the selection bias of every MoE layer towards an equal load (one sign step per optimizer step), from counts over all ranks."""
-    for m in (m for model in models for m in model.modules()):
-        if hasattr(m, 'load'):
-            load = all_reduce(m.load.sum(0), mesh.stage)
-            m.bias += moe_balance * move * torch.sign(load.mean() - load)                      # a skipped step moves nothing
-            m.load.zero_()
+    for m in (m for model in models for m in model.modules() if hasattr(m, 'load')):
+        load = all_reduce(m.load.sum(0), mesh.stage)
+        m.bias += moe_balance * move * torch.sign(load.mean() - load)          # a skipped step moves nothing
+        m.load.zero_()
 
-def batches():
-    return train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, micro=micro, T=block_size, draws=flow_draws,
-                         dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank, past=cfg.past)
+def lr_at(s):
+    """Fraction of the peak learning rate at step s."""
+    if s < warmup:
+        return (s + 1) / (warmup + 1)
+    x = (s - warmup) / max(1, max_steps - warmup)
+    if decay == 'cosine':
+        return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
+    return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
+
+size = dict(micro=micro, T=block_size, draws=flow_draws, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank,
+            past=cfg.past)
+batches = lambda: train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, **size)
+validate = lambda blind=False: evaluate(models, mesh, val_sets, codec, compute, device, blind, limit=eval_docs, **size)
 
 def roll_back(why):
-    """To the newest checkpoint that can be read, past the batches since; whether it did: to one step three times at most."""
+    """To the newest checkpoint that can be read, past the batches since; whether it did: three times at most while it is the newest."""
     global loader, bad, shift
     finish_saving()
     there, at = checkpoints(out_dir) if spike_rollback else [], step + shift + 1
-    for path in there:
-        if returns[path.name] == 3:
-            return False
-        try:
-            load(path)
-        except (ValueError, LookupError) as e:
-            say(f'{(error := e)}; trying the one before')
-            continue
-        returns[path.name] += 1
-        bad, shift = 0, at - step
-        say(f'{why}: back to step {step}, from {path}, and past the batches since')
-        loader.close()
-        loader = batches()
-        return True
-    if there:
-        die(f'{why}: {error}; there is no checkpoint before it to go back to')
-    return False
+    if not there or returns[there[0].name] == 3:
+        return False
+    returns[there[0].name] += 1
+    try:
+        path = newest(there, load, say)
+    except (ValueError, LookupError) as e:
+        die(f'{why}: {e}; there is no checkpoint before it to go back to')
+    bad, shift = 0, at - step
+    say(f'{why}: back to step {step}, from {path}, and past the batches since')
+    loader.close()
+    loader = batches()
+    return True
 
 peak = product_peak(compute, device)
 loader = batches()
 update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64, device=device), mesh.pp).item()    # of the optimizer, all stages
 spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()         # since this start: of the world; of this process, without evaluation
-began, last_log, flops, seen, first_step = time.time(), time.time(), 0, 0, step
+began, last_log, flops, done = time.time(), time.time(), 0, 0          # the last two: since the last line of the log; done: steps
 while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step + shift
@@ -477,7 +369,7 @@ while step < max_steps:
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros, before = [to_device(b) for b in micros], flops
+    micros, before = [to_device(b, device, compute, codec, cfg.n_expert) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
@@ -507,11 +399,11 @@ while step < max_steps:
     if not bad:
         recent.append(loss)
     step += 1
-    seen += rows * block_size
+    done += 1
     spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
-        ms, rate = 1000 * (now - last_log) / ((step - first_step) % log_every or log_every), seen / (now - last_log)
+        ms, rate = 1000 * (now - last_log) / done, done * rows * block_size / (now - last_log)
         gb = torch.cuda.max_memory_allocated() / 1e9 if device != 'cpu' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         eta = (max_steps - step) * ms / 1000
         img, aud, mfu = img / (image_weight or 1), aud / (audio_weight or 1), flops / (now - last_log) / peak
@@ -520,10 +412,10 @@ while step < max_steps:
             f'eta {eta // 60:.0f}m{eta % 60:02.0f}')
         record(step=step, loss=loss, txt=txt, img=img, aud=aud, gnorm=norm, ms=ms, tok_s=rate,
                cost=dict(flops=spent_flops, cpu_s=spent_cpu))
-        last_log, flops, seen, first_step = now, 0, 0, step
+        last_log, flops, done = now, 0, 0
     if (eval_every and step % eval_every == 0) or step == max_steps:
-        val = evaluate()
-        control = {} if step < max_steps else evaluate(blind=True) if image or audio else val       # without payloads: nothing to blind
+        val = validate()
+        control = {} if step < max_steps else validate(blind=True) if image or audio else val       # without payloads: nothing to blind
         for name, r in val.items():
             blind = {k: c for k, c in control.get(name, {}).items() if c and c != r[k]}
             say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {blind[k]:.4f})' if k in blind else '') for k, v in r.items())
@@ -536,17 +428,18 @@ while step < max_steps:
             best = score
             if eval_every:
                 save('best')
-        last_log, first_step, flops, seen, clock = time.time(), step, 0, 0, time.process_time()
+        last_log, flops, done, clock = time.time(), 0, 0, time.process_time()
     if (save_every and step % save_every == 0) or step == max_steps:
-        saved = save()
+        save()
 loader.close()
 if stopped and step < max_steps:
-    if not (save() and finish_saving()):
+    save()
+    if not finish_saving():
         sys.exit(1)
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
-if not (saved and finish_saving()):
+if not finish_saving():
     sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
 if skills and master:

@@ -3,9 +3,10 @@ Checkpoints that fit any layout.
 
 A checkpoint is a folder step_00000120/: one raw file per rank, and manifest.json with the name, slice, interval, offset and CRC32 of each
 tensor. It is written under a temporary name, flushed to disk and renamed, so a folder with the final name is whole. Nothing is ever
-unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds.
+unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds. What train.py and rl.py share is here,
+too: keep_checkpoint() writes, also in the background, and prunes; newest() finds what can be read; together() lets all ranks agree.
 """
-import ctypes, json, math, os, shutil, sys, zlib
+import ctypes, json, math, os, shutil, sys, threading, time, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -46,35 +47,48 @@ def writes(spec, mesh):
     return mesh.kv.rank == 0 if 'kv' in spec.sums else bool(spec.blocks) or mesh.tp.rank == 0
 
 
+def biases(models):
+    """The experts' selection bias, which is no parameter: as Optimizer.tensors gives these."""
+    return [(f'buffer/{n}', b.spec, b, 0) for m in models for n, b in m.named_buffers() if n.endswith('.bias')]
+
+
+def state(opt, models, mesh, saving=False):
+    """(name, Spec, tensor, where it begins in this rank's slice): all that a checkpoint holds; saving: what this rank may have to write."""
+    yield from opt.tensors(saving)
+    yield from () if saving and mesh.dpcp.rank else biases(models)
+
+
+def together(f, mesh):
+    """f() on every rank -> what each gave; an error of any of them is raised by all, so that nobody waits for a rank that has left."""
+    value = error = None
+    try:
+        value = f()
+    except (OSError, ValueError, LookupError) as e:
+        error = e
+    said = [(value, error)]
+    if mesh.world.size > 1:
+        said = [None] * mesh.world.size
+        dist.all_gather_object(said, (value, error), group=mesh.host)
+    if first := next((e for _, e in said if e), None):
+        raise first
+    return [v for v, _ in said]
+
+
 def save_checkpoint(out_dir, name, tensors, meta, mesh):
     """
     tensors: iterable of (name, Spec, tensor[, where it begins in this rank's slice]); meta: JSON-able dict. Writes out_dir/name/ whole or
     not at all, on all ranks. OSError (disk full, permission) leaves what was saved before untouched.
     """
-    out = Path(out_dir)
-    final, tmp = out / name, out / f'.{name}.tmp'
-    entries, at, file, error = [], 0, f'rank{mesh.world.rank:05d}.bin', None
+    out, master = Path(out_dir), mesh.world.rank == 0
+    final, tmp, file = out / name, out / f'.{name}.tmp', f'rank{mesh.world.rank:05d}.bin'
 
-    def agree(value, error):
-        """What every rank has to say; an error of any of them is raised by all, so that nobody waits for a rank that has left."""
-        said = [(value, error)]
-        if mesh.world.size > 1:
-            said = [None] * mesh.world.size
-            dist.all_gather_object(said, (value, error), group=mesh.host)
-        if first := next((e for _, e in said if e), None):
-            if mesh.world.rank == 0:
-                shutil.rmtree(tmp, ignore_errors=True)
-            raise first
-        return [v for v, _ in said]
-
-    try:
-        if mesh.world.rank == 0:
+    def begin():
+        if master:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.mkdir(parents=True)
-    except OSError as e:
-        error = e
-    agree(None, error)
-    try:
+
+    def write():
+        entries, at = [], 0
         with open(tmp / file, 'wb') as f:
             for tname, spec, x, *start in tensors:
                 if writes(spec, mesh):
@@ -86,11 +100,10 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
                     at += raw.nbytes
             f.flush()
             os.fsync(f.fileno())
-    except OSError as e:
-        error = e
-    entries = agree(entries, error)
-    try:
-        if mesh.world.rank == 0:
+        return entries
+
+    def finish():
+        if master:
             with open(tmp / 'manifest.json', 'w') as f:
                 body = json.dumps(dict(meta, format=FORMAT, tensors=sum(entries, [])))
                 f.write(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
@@ -100,9 +113,42 @@ def save_checkpoint(out_dir, name, tensors, meta, mesh):
             _replace(tmp, final)
             _fsync(out)
             shutil.rmtree(tmp, ignore_errors=True)                              # holds what was there before, if there was anything
-    except OSError as e:
-        error = e
-    agree(None, error)
+
+    try:
+        together(begin, mesh)
+        entries = together(write, mesh)
+        together(finish, mesh)
+    except OSError:
+        if master:
+            shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
+def keep_checkpoint(out_dir, name, tensors, meta, mesh, keep, say, background=False):
+    """
+    save_checkpoint, as `name`, or as step_*, of which the last `keep` stay. background: of a copy, by a thread, while training goes on.
+    -> a function that waits for it and says whether it is on disk. say(..) gets the one line on what could not be written or removed.
+    """
+    def write():
+        try:
+            save_checkpoint(out_dir, name or f"step_{meta['step']:08d}", tensors, meta, mesh)
+        except OSError as e:
+            say(f"step {meta['step']}: no checkpoint written: {e}; the earlier ones are whole; make room or choose another --out_dir")
+            return False
+        try:
+            if mesh.world.rank == 0 and not name:
+                prune(out_dir, keep)
+        except OSError as e:
+            say(f'an old checkpoint could not be removed: {e}')
+        return True
+
+    if not background:
+        ok = write()
+        return lambda: ok
+    tensors, done = [(n, s, x.detach().to('cpu', copy=True), at) for n, s, x, at in tensors], []
+    thread = threading.Thread(target=lambda: done.append(write()))
+    thread.start()
+    return lambda: thread.join() or done == [True]                             # not so if it ended by an error that is not the disk's
 
 
 def checkpoints(out_dir):
@@ -114,6 +160,35 @@ def prune(out_dir, keep):
     for p in checkpoints(out_dir)[keep:]:
         os.rename(p, p.with_name('.' + p.name + '.old'))
         shutil.rmtree(p.with_name('.' + p.name + '.old'), ignore_errors=True)
+
+
+def newest(paths, load, say):
+    """The first of paths, newest first, that load(path) can read; None: there are none. ValueError, that of the last: none can be read."""
+    for path in paths:
+        try:
+            load(path)
+            return path
+        except ValueError as e:
+            error = e
+            say(f'{e}; trying the one before')
+    if paths:
+        raise error
+
+
+def tidy(out_dir):
+    """Remove what a killed run may have left half done, which is never read."""
+    for p in [*Path(out_dir).glob('.step_*'), *Path(out_dir).glob('.best*')]:
+        shutil.rmtree(p, ignore_errors=True)
+
+
+def put_aside(out_dir):
+    """Checkpoints and metrics of an earlier run move into a folder of their own -> that; None: there are none."""
+    if old := [*checkpoints(out_dir), *Path(out_dir).glob('best')]:
+        aside = Path(out_dir) / f'before-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}'
+        aside.mkdir()
+        for p in [*old, *Path(out_dir).glob('metrics.jsonl')]:
+            p.rename(aside / p.name)
+        return aside
 
 
 class Checkpoint:

@@ -6,6 +6,7 @@ the same for every number of ranks. data/shards.py has the shards, data/collate.
 """
 import queue, threading
 import numpy as np
+import torch
 from data.collate import collate
 
 
@@ -107,3 +108,14 @@ def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1,
     for m in range(0, len(rows), micro * dp):
         keys = [(1, 0, m + dp_rank * micro + r) for r in range(micro)]
         yield collate([rows[k[2]] for k in keys], T, codec, draws, keys, cp, cp_rank, past)
+
+
+def to_device(b, device, compute, codec, experts=False):
+    """A batch where and as the model computes; experts: with the kind of each position, for their load."""
+    if device != 'cpu':
+        b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
+    if compute == torch.float64:
+        b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
+    if experts:                                          # 0 text, 1 image, 2 audio, 3 padding
+        b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
+    return b

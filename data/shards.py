@@ -10,6 +10,7 @@ and meta.json (counts, tokenizer, licence). Only write_shards writes it, and ren
 import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 import numpy as np
+from data.codec import Codec, save_bpe, train_bpe
 from data.media import D, FRAME_D
 
 ROOT = Path(__file__).resolve().parent
@@ -127,6 +128,20 @@ def prepared(name, codec, file='', flag='', make=True):
         if subprocess.run(command, env={**os.environ, 'RANK': '0'}).returncode:
             raise ValueError(f'data/{name}/prepare.py did not finish (see above)')
     return out
+
+
+def codec_and_folders(names, tokenizer, n_loc, given=(), make=True):
+    """
+    -> the Codec, {data set: the folder of its shards}, as prepared() gives it. given: {data set: (file, flag)}. Merges of bpe:N that are
+    not there yet are learned on the training text of the first data set.
+    """
+    folder = lambda name, codec: prepared(name, codec, *dict(given).get(name, ()), make=make)
+    if tokenizer.startswith('bpe:') and not (ROOT / f'bpe_{tokenizer[4:]}.json').exists():
+        plain = Codec('bytes', n_loc)
+        s = open_shards(folder(names[0], plain), 'train', plain)
+        save_bpe(train_bpe(np.where(s['ids'] < 256, s['ids'], 10).astype(np.uint8).tobytes(), int(tokenizer[4:])))
+    codec = Codec(tokenizer, n_loc)
+    return codec, {n: folder(n, codec) for n in names}
 
 
 def unigram(train, val, codec):

@@ -17,11 +17,11 @@ import sample
 import toy
 from data.codec import to_uint8, unpatchify
 from data.collate import collate
+from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
 from model import D, Decoder, ModelConfig, build
 from data.checkpoint import save_checkpoint
 from parallel import Spec, make_mesh, solo_mesh
-from sample import (HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Engine, Row, bits, choose, features, generate, load_model, normal, score, turn,
-                    uniform)
+from sample import Engine, bits, choose, features, generate, load_model, normal, score, turn, uniform
 from test_parallel import ranks
 from toy import codec
 
@@ -823,7 +823,7 @@ def test_a_turn_after_an_answer_that_was_cut_off():
     asked = [('ids', [sp['user']]), ('image', picture[:, :8])]
     after = codec.encode(asked)
     def check(doc, ids, patches, frames):
-        got = sample.follow_up(codec, doc, asked)
+        got = follow_up(codec, doc, asked)
         assert got['ids'].tolist() == [*ids, *after['ids'].tolist()] and len(got['w']) == len(got['ids'])
         assert len(got['patches']) == len(got['rc']) == patches + 1 and len(got['frames']) == frames
     ids = whole['ids'].tolist()

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from configurator import configure
 from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, together
-from data.codec import Codec
+from data.codec import BadInput, Codec
 from data.collate import collate
 from data.plot import history, save_plot
 from model import ModelConfig, Muse, build
@@ -224,6 +224,10 @@ try:
 except (ValueError, AttributeError):
     known = getattr(job, 'LEVELS', 'none: this task is not one for RL')
     die(f'levels={levels}, harder={harder}, more={more}: write 3, or 3+4+5, out of {known}')
+try:
+    job.problem(0, trained[0])                         # what a task is made of may not be there
+except BadInput as e:
+    die(str(e))
 rank, world, device = start_world(device)
 master = rank == 0
 say = print if master else (lambda *a, **k: None)

@@ -313,27 +313,56 @@ def test_held_out_problems_of_twice_are_not_trained_on():
 
 
 def test_documents_of_twice():
-    """Thoughts are right in every step; what is reported is what was found, roles are kept; orchestrators say the last claim."""
-    kinds = Counter()
+    """Thoughts are right in every step; what is reported is what was found, or a guess behind a ?; roles are kept; orchestrators repeat a report."""
+    kinds, last = Counter(), []
     for i in range(400):
         text, p = codec.untext(codec.encode(document(i, 'train', codec))['ids']), twice.problem(i, 6)
         question, agent, roles, reports, thought, answer = re.fullmatch(
             r'<user>(.*)<assistant>(<agent>)?((?:<r\d>)*)((?:<report>[^<>]*</report>)*)(?:<think>(.*)</think>)?(.*)<eot>', text).groups()
         answer = answer.removeprefix('<report>').removesuffix('</report>')
-        claims = [r for r in re.findall('<report>(.*?)</report>', reports) if r != '?']
+        said = re.findall('<report>(.*?)</report>', reports)
+        claims = [r for r in said if r[0] != '?']
         kinds['agent' if agent else 'merge' if reports else 'alone'] += 1
-        assert question == p['question'] and (thought is None) == bool(reports) and (answer == '?' and agent or len(answer) == 6)
+        assert question == p['question'] and (thought is None) == bool(reports)
+        assert answer.removeprefix('?' * bool(agent)).upper() == 'ABCDEF'
         if reports:
-            assert answer == claims[-1] if claims else answer.upper() == 'ABCDEF'
+            assert answer in [r.lstrip('?') for r in said]
+            last += [answer == claims[-1]] if len(claims) > 1 else []
             continue
         good, steps = twice.steps(p, thought)
         assert good == steps, text
         tries = thought.split('x')
         hit = len(tries[-1]) == 25 and tries[-1].endswith('0')        # both rows, nothing left
-        assert hit == twice.verify(p, answer) and tries[-1][:12:2] == answer if hit else answer == '?' or not agent
+        assert hit == twice.verify(p, answer) and tries[-1][:12:2] == answer if hit else answer[0] == '?' or not agent
         for b, r in enumerate(re.findall(r'<r(\d)>', roles)):
             assert int(r) // 2 == b and all(t[2 * b:2 * b + 1] in ('', chr((65, 97)[int(r) % 2] + b)) for t in tries)
-    assert min(kinds.values()) > 60
+            assert answer.lstrip('?')[b] == chr((65, 97)[int(r) % 2] + b)
+    assert min(kinds.values()) > 60 and .5 < np.mean(last) < .85
+
+
+def test_problems_of_merge(tmp_path, monkeypatch):
+    """Reports are those of the problem, held-out problems stay apart, the judge is that of twice, and no canary pays."""
+    from data.merge import task as merge
+    monkeypatch.setattr(merge, 'FILE', tmp_path / 'reports.json')
+    merge.frozen.cache_clear()
+    with pytest.raises(merge.BadInput, match='data/merge/prepare.py'):
+        merge.problem(0, 8)
+    made = {split: [twice.problem(i, 6, split) for i in range(20)] for split in ('train', 'held')}
+    hits = {p['question']: next(w for s in itertools.product('+-', repeat=6) if twice.verify(p, w := twice.word(s)))
+            for ps in made.values() for p in ps}
+    merge.FILE.write_text(json.dumps({split: [dict(rows=p['rows'], targets=p['targets'], reports=[hits[p['question']]] + ['?ABCDEF'] * 7)
+                                              for p in ps] for split, ps in made.items()}))
+    for i in range(40):
+        split = ('train', 'held')[i % 2]
+        p, q = merge.problem(i, 8, split), merge.problem(i, 3, split)
+        hit = hits[p['question']]
+        assert p['question'] in [t['question'] for t in made[split]] and p['level'] == 8 and len(q['reports']) == 3
+        assert sorted(p['reports']) == sorted([hit] + ['?ABCDEF'] * 7)
+        assert merge.verify(p, hit) == merge.judge(p, hit) == 1
+        assert merge.verify(p, hit[:5]) == merge.judge(p, hit[:5]) == merge.verify(p, None) == merge.judge(p, None) == 0
+    fake = merge.canary(1, 8)
+    assert len(fake['reports']) == 8 and not any(merge.verify(fake, twice.word(s)) for s in itertools.product('+-', repeat=6))
+    merge.frozen.cache_clear()
 
 
 def test_steps_of_twice_see_what_is_wrong():

@@ -37,6 +37,10 @@ def watch(store, rank, world, patience, holder):
                 if why != b'-' or max(silent) > patience:
                     down()
             store.set(f'pulse{rank}', 'end')
+            for _ in range(30 * (rank == 0)):                      # it may hold the store: the others say their last word first
+                if all(v == b'end' for v in store.multi_get(keys[:-1])):
+                    break
+                time.sleep(.1)
         except RuntimeError:
             down() if holder == 'torchrun' else None
 

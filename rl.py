@@ -6,8 +6,9 @@ Reinforcement learning with verified rewards: rollouts by the engine of sample.p
     python rl.py config/rl_signs.py --max_steps=0           measures the warm start only
     torchrun --standalone --nproc_per_node=4 rl.py config/rl_signs.py --dp=2 --tp=2
 
-A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps. An answer
-is the text behind the last </think>. The same command, started again, goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
+A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps, and
+twin (a problem in another order), if there is such a thing. An answer is the text behind the last </think>. The same command, started again,
+goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
 """
 import json, math, os, random, signal, sys, time
 from dataclasses import asdict, replace
@@ -20,11 +21,11 @@ import torch.distributed as dist
 from configurator import configure
 from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, together
 from data.codec import BadInput, Codec
-from data.collate import collate
 from data.plot import history, save_plot
+from data.rollouts import alarms, pack, pass_at, repeated, split
 from model import ModelConfig, Muse, build
 from optim_zero import Optimizer
-from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world, zigzag
+from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world
 from sample import Engine, reports, turn
 
 # -------- files
@@ -142,59 +143,6 @@ def coefficients(new, old, logq, ref, A, own, total, loss, low, high, tis, kl):
     c = m * A * (np.minimum(rho, 1 + high) if loss == 'cispo' else np.where(out, 0, rho))
     return (c - kl * (new - ref)) / total, float(out.mean())
 
-
-def pass_at(k, right, n):
-    """Probability that one of k rollouts is right, when `right` of n were: 1 - C(n - right, k) / C(n, k), unbiased (Chen et al. 2021)."""
-    return 1 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def repeated(ids, n=8):
-    """Share of a sequence's n-grams that came before in it."""
-    grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def alarms(f, first):
-    """Figures now and in step 1 -> [what is wrong, and what to change]."""
-    get = lambda k: f.get(k, 0)
-    return [say for bad, say in (
-        (f['entropy'] < 0.1 * first['entropy'], f'entropy {f["entropy"]:.4f}: it has collapsed: lower --lr, or raise --kl'),
-        (f['repeat'] > 0.5, f'{f["repeat"]:.0%} of 8-grams are repetitions: it goes round in circles: lower --lr, or raise --lam'),
-        (f['truncated'] > 0.25, f'{f["truncated"]:.0%} of rollouts are truncated: lengths explode: raise --max_new, or --lam'),
-        (f['disagree'] > 0, f'{f["disagree"]} answers divide the two verifiers: one is wrong, or gamed: read `strange` in metrics.jsonl'),
-        (get('canary') > 0, f'{get("canary")} rewards for problems without a solution: the verifier is gamed: stop, and repair verify()'),
-        (get('gap') > 0.15, f'{get("gap"):.0%} more solved in training than held-out: learned by heart: lower --epochs or --lr')) if bad]
-
-
-def pack(rolls, T, micro, mesh, codec, past=0):
-    """
-    Rollouts (doc: encoded prompt and what followed; first: where that begins) -> this rank's microbatches [(batch, where)]. Longest first,
-    each into the first row of T positions with room; empty rows make the microbatches full. where: for each text target of the batch the
-    number of its token when what followed the prompts is laid end to end; -1: not learned from. Patches and frames are not in the loss.
-    """
-    cat = lambda k: np.concatenate([r['doc'][k] for r in rolls])
-    at = np.cumsum([[0, 0, 0]] + [[len(r['doc'][k]) for k in ('ids', 'patches', 'frames')] for r in rolls], 0)
-    s = dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames'), doc=at)     # as shards.open_shards
-    first, size = np.array([r['first'] for r in rolls]), np.diff(at[:, 0])
-    begin, rows, room = np.cumsum(size - first) - (size - first), [], []
-    for d in np.argsort(-size, kind='stable').tolist():
-        n = int(size[d]) - 1
-        b = next((b for b, left in enumerate(room) if left >= n), len(rows))
-        if b == len(rows):
-            rows.append([]), room.append(T)
-        rows[b].append((s, d, 0, n))
-        room[b] -= n
-    rows += [[] for _ in range(-len(rows) % (micro * mesh.dp.size))]
-    mine, out = len(rows) // mesh.dp.size, []
-    cols = zigzag(T, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(T)
-    for a in range(mesh.dp.rank * mine, (mesh.dp.rank + 1) * mine, micro):
-        b, _ = collate(rows[a:a + micro], T, codec, 1, [(0, 0, r) for r in range(a, a + micro)], mesh.cp.size, mesh.cp.rank, past)
-        i, learn = b['txt_i'].numpy(), b['txt_w'].numpy() > 0
-        chunk, pos = b['doc'][:, cols].reshape(-1).numpy()[i], b['pos'].reshape(-1).numpy()[i]
-        d = np.array([rows[a + r][k][1] if ok else 0 for r, k, ok in zip(i // len(cols), chunk, learn)], np.int64)
-        b['img_w'].zero_(), b['aud_w'].zero_()
-        out.append((b, np.where(learn, begin[d] + pos + 1 - first[d], -1)))
-    return out
 
 # ---------------------------------------------------------------- machine
 
@@ -325,16 +273,6 @@ def rollout(encoded, ctxs, number):
         dist.all_gather_object(said, mine, group=mesh.host)
     return [o for _, o in sorted((io for part in said for io in part.items()), key=lambda io: io[0])]
 
-def split(ids):
-    """
-    What came after a prompt -> thought, answer: what stands before the last </think> or </out>, and behind it; no answer in an open thought
-    or call.
-    """
-    sp, ids = codec.sp, [i for i in ids if i not in [codec.sp[k] for k in ('eot', 'img', 'aud')]]
-    marks = [k for k, i in enumerate(ids) if i in [sp[m] for m in ('think', '/think', 'tool', '/tool', '/out')]]
-    end = (marks[-1] if ids[marks[-1]] in (sp['/think'], sp['/out']) else len(ids)) if marks else -1
-    return codec.untext([i for i in ids[:max(end, 0)] if i != sp['think']]), codec.untext(ids[end + 1:])
-
 def ask(problems, k, number):
     """
     k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
@@ -346,7 +284,7 @@ def ask(problems, k, number):
     rolls = rollout([e for e in encoded for _ in range(k)], [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)
     for i, o in enumerate(rolls):
         p, e = problems[i // k], encoded[i // k]
-        thought, answer = split(o['ids'])
+        thought, answer = split(codec, o['ids'])
         r, second = (float(f(p, answer)) if o['done'] else 0.0 for f in (job.verify, job.judge))
         o.update(problem=p, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
     return [rolls[i:i + k] for i in range(0, len(rolls), k)]
@@ -506,7 +444,9 @@ while step < max_steps:
     wrong = alarms(f, first)
     if step in due:
         val = evaluate(last_problems if step == max_steps else eval_problems)
-        wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1']), first)
+        twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3) if hasattr(job, 'twin') else groups      # isomorphic
+        f['twin'] = f['pass1'] - figures(twins)['pass1']
+        wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1'], twin=f['twin']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]
     record(step=step, **f, rates=rates, sample_ms=1000 * (t1 - t0), train_ms=1000 * (t2 - t1), alarms=wrong, strange=strange[:9],
            tokens=sum(o['n'] for g in groups for o in g))

@@ -306,6 +306,14 @@ def test_both_verifiers_of_twice_agree():
     assert not any(twice.verify(twice.canary(1, 4), twice.word(s)) for s in itertools.product('+-', repeat=4))
 
 
+def test_a_twin_of_twice_has_the_answers_in_reverse():
+    p = twice.problem(3, 6)
+    q = twice.twin(p)
+    words = [''.join(s) for s in itertools.product('+-', repeat=6)]
+    hits = [s for s in words if twice.verify(p, twice.word(s))]
+    assert hits and [s for s in words if twice.verify(q, twice.word(s[::-1]))] == hits and q['question'] != p['question']
+
+
 def test_held_out_problems_of_twice_are_not_trained_on():
     key = lambda p: (*sorted(zip(*p['rows'])), *p['targets'])
     train, held = ({key(twice.problem(i, 3, part)) for i in range(1500)} for part in ('train', 'held'))
@@ -361,6 +369,8 @@ def test_problems_of_merge(tmp_path, monkeypatch):
         assert merge.verify(p, hit) == merge.judge(p, hit) == 1
         assert merge.verify(p, hit[:5]) == merge.judge(p, hit[:5]) == merge.verify(p, None) == merge.judge(p, None) == 0
     fake = merge.canary(1, 8)
+    turned = merge.twin(p)
+    assert turned['reports'] == p['reports'][::-1] and turned['question'] == p['question']
     assert len(fake['reports']) == 8 and not any(merge.verify(fake, twice.word(s)) for s in itertools.product('+-', repeat=6))
     merge.frozen.cache_clear()
 

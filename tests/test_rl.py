@@ -23,6 +23,7 @@ import torch
 
 from data.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from data.codec import Codec
+from data.rollouts import alarms, pack, pass_at, repeated, split
 from data.shards import open_shards
 from data.tools import call
 from model import ModelConfig, Muse, build
@@ -46,8 +47,7 @@ def functions(script, *names):
     return SimpleNamespace(**{n: space[n] for n in names})
 
 
-rl = functions('rl.py', 'advantages', 'coefficients', 'pass_at', 'repeated', 'alarms', 'pack', 'split')
-rl.split.__globals__['codec'] = codec
+rl = functions('rl.py', 'advantages', 'coefficients')
 
 
 # ---------------------------------------------------------------- tasks
@@ -100,6 +100,20 @@ def test_canaries_pay_nothing(task):
     for i in range(12):
         p = task.canary(i, list(task.LEVELS)[:3][i % 3])
         assert not any(task.verify(p, a) or task.judge(p, a) for a in candidates(task, p, rng)), p
+
+
+@pytest.mark.parametrize('name, turned', [('signs', lambda a: a[::-1]), ('countdown', lambda a: a), ('pytool', lambda a: a)])
+def test_twins_are_another_question_with_the_same_answers(name, turned):
+    task, rng, differ, hits = import_module(f'data.{name}.task'), random.Random(1), 0, 0
+    for i in range(12):
+        p = task.problem(i, 3)
+        q = task.twin(p)
+        differ += q['question'] != p['question']
+        for a in candidates(task, p, rng):
+            assert task.verify(p, a) == task.verify(q, turned(a)) == task.judge(q, turned(a)), (p, a)
+            hits += task.verify(p, a)
+        assert q['level'] == p['level'] and task.twin(q)['question'] == p['question']
+    assert differ > 8 and hits > 8
 
 
 HOSTILE = ['4**2+1', '4.5*2', '99**98**97', '', ' ', '\n', '٣', '１２', '²', '+' * 10 ** 6, '(' * 10 ** 5, '1' * 10 ** 6, '9**9**9',
@@ -223,7 +237,7 @@ def test_what_the_warm_start_reads_is_what_the_tools_say(name):
 def test_the_answer_is_what_stands_behind_the_last_thought_or_result(said, thought, answer):
     """An open thought or call has none."""
     ids = [i for t in re.split('(</?[a-z]+>)', said) for i in ([codec.sp[t[1:-1]]] if t[:1] == '<' else codec.text(t))]
-    assert rl.split(ids) == rl.split([*ids, codec.sp['eot']]) == (thought, answer)
+    assert split(codec, ids) == split(codec, [*ids, codec.sp['eot']]) == (thought, answer)
 
 
 # ---------------------------------------------------------------- the formulas
@@ -233,7 +247,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
         for right in range(n + 1):
             for k in range(1, n + 1):
                 subsets = list(combinations(range(n), k))
-                assert rl.pass_at(k, right, n) == pytest.approx(sum(min(s) < right for s in subsets) / len(subsets))
+                assert pass_at(k, right, n) == pytest.approx(sum(min(s) < right for s in subsets) / len(subsets))
 
 
 def test_advantages_by_loops():
@@ -315,7 +329,7 @@ def weighted(rolls, A, micro, mesh, dtype=torch.float64, c=None):
     """Microbatches of this rank with the coefficients of an update on policy (ratio 1), or those given."""
     own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
     c = np.append(A[own] * np.concatenate([o['w'] for o in rolls]) / TOTAL, 0.0) if c is None else c
-    micros = rl.pack(rolls, T, micro, mesh, codec)
+    micros = pack(rolls, T, micro, mesh, codec)
     for b, where in micros:
         b.update({k: v.to(dtype) for k, v in b.items() if v.is_floating_point()}, txt_w=torch.from_numpy(c[where]).to(dtype))
     return micros
@@ -339,7 +353,7 @@ def plain(rolls, A):
     model.double()
     loss, logps = 0, []
     for o, a in zip(rolls, A):
-        (b, _), = rl.pack([o], T, 1, solo_mesh(), codec)
+        (b, _), = pack([o], T, 1, solo_mesh(), codec)
         b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
         ctx = model.context(b, torch.float64)
         x = model.embed(b)
@@ -412,7 +426,7 @@ def test_the_sampler_says_what_the_trainer_says(temperature):
     rolls = [dict(doc=r.result['doc'], first=len(p['ids']), w=np.array(r.w, np.uint8)) for r, p in zip(rows, prompts)]
     sizes = [len(o['w']) for o in rolls]
     def trainer(some, T):
-        (b, where), = rl.pack(some, T, 1, solo_mesh(), codec)
+        (b, where), = pack(some, T, 1, solo_mesh(), codec)
         b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
         said = forward_only([model], b, solo_mesh(), (1, T, 32), torch.float64, 'cpu')['txt_each'].numpy()
         seen = np.full(sum(len(o['w']) for o in some), np.nan)
@@ -468,7 +482,7 @@ def test_tools_answer_inside_of_rollouts_and_are_not_learned_from(name, monkeypa
         assert all(len(o['doc']['patches']) == 1 + 1 for o in rolls)           # the coarse picture, and the crop
     w, logp = (np.concatenate([o[k] for o in rolls]) for k in ('w', 'logp'))
     seen = np.full(len(w), np.nan)
-    for b, where in rl.pack(rolls, 384, 2, solo_mesh(), codec):
+    for b, where in pack(rolls, 384, 2, solo_mesh(), codec):
         b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
         said = forward_only([model], b, solo_mesh(), (2, 384, 32), torch.float64, 'cpu')['txt_each'].numpy()
         seen[where[where >= 0]] = -said[where >= 0]
@@ -479,17 +493,18 @@ def test_tools_answer_inside_of_rollouts_and_are_not_learned_from(name, monkeypa
 # ---------------------------------------------------------------- guards
 
 def test_alarms_name_what_is_wrong_and_only_that():
-    fine = dict(entropy=0.4, repeat=0.1, truncated=0.0, disagree=0, canary=0, gap=0.02)
+    fine = dict(entropy=0.4, repeat=0.1, truncated=0.0, disagree=0, canary=0, gap=0.02, twin=0.05)
     first = dict(entropy=0.5)
-    assert rl.alarms(fine, first) == []
+    assert alarms(fine, first) == []
     for key, value, word, way_out in (('entropy', 0.01, 'collapsed', '--kl'), ('repeat', 0.9, 'circles', '--lr'),
                                       ('truncated', 0.5, 'explode', '--max_new'), ('disagree', 2, 'verifiers', 'metrics.jsonl'),
-                                      ('canary', 1, 'without a solution', 'verify()'), ('gap', 0.4, 'by heart', '--lr')):
-        said, = rl.alarms(dict(fine, **{key: value}), first)
+                                      ('canary', 1, 'without a solution', 'verify()'), ('gap', 0.4, 'by heart', '--lr'),
+                                      ('twin', 0.4, 'another order', '--lr')):
+        said, = alarms(dict(fine, **{key: value}), first)
         assert word in said and way_out in said
     circles = codec.text('3+7-5x' * 12)
-    assert rl.repeated(circles) > 0.8 and rl.repeated(codec.text('3+7-5x3+7+9x3-1+3x')) < 0.3 and rl.repeated([1, 2]) == 0
-    assert rl.alarms(dict(fine, repeat=rl.repeated(circles)), first)
+    assert repeated(circles) > 0.8 and repeated(codec.text('3+7-5x3+7+9x3-1+3x')) < 0.3 and repeated([1, 2]) == 0
+    assert alarms(dict(fine, repeat=repeated(circles)), first)
 
 
 # ---------------------------------------------------------------- the script

@@ -45,6 +45,10 @@ def canary(seed, level):
         if left:
             return _make(numbers, rng.choice(left))
 
+def twin(p):
+    """The same problem in another order: who has learned the problems by heart solves it less often."""
+    return _make(p['numbers'][::-1], p['target'])
+
 def _make(numbers, target):
     return dict(task=NAME, level=len(numbers), question=f'{" ".join(map(str, numbers))}={target}', numbers=numbers, target=target)
 

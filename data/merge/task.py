@@ -35,6 +35,10 @@ def canary(seed, level):
     p = twice.canary(seed, len(problem(seed, level)['rows'][0]))
     return _make(p['rows'], p['targets'], problem(seed, level)['reports'])
 
+def twin(p):
+    """The same problem in another order: who has learned where the right report stands solves it less often."""
+    return _make(p['rows'], p['targets'], p['reports'][::-1])
+
 def _make(rows, targets, reports):
     return dict(twice._make(rows, targets), task=NAME, level=len(reports), reports=reports)
 

@@ -25,6 +25,11 @@ def problem(seed, level, split='train'):
         if ('train' if hashlib.sha256(key.encode()).digest()[0] % 8 else 'held') == split:
             return dict(task=NAME, level=level, question=f'{a}*{b}=', product=a * b, ctx={})
 
+def twin(p):
+    """The same problem in another order: who has learned the problems by heart solves it less often."""
+    a, b = p['question'][:-1].split('*')
+    return dict(p, question=f'{b}*{a}=', ctx={})
+
 def canary(seed, level):
     """A problem without a solution, since a digit of a factor cannot be read: any reward for it is an alarm."""
     p = problem(f'canary/{seed}', level)

@@ -33,6 +33,11 @@ def canary(seed, level):
     digits = [rng.randrange(10)] + [rng.choice((2, 4))] * (level - 1)      # all the same, so that few values can be reached
     return _make(digits, rng.choice(sorted(set(range(M)) - _reach(digits))))
 
+def twin(p):
+    """The same problem in another order: who has learned the problems by heart solves it less often."""
+    first, *rest = p['digits']
+    return _make([first, *rest[::-1]], p['target'])
+
 def _make(digits, target):
     return dict(task=NAME, level=len(digits), question=f'{",".join(map(str, digits))}={VALUES[target]}', digits=digits, target=target)
 

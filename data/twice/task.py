@@ -40,6 +40,10 @@ def canary(seed, level):
         if not any(verify(p, word(s)) for s in itertools.product('+-', repeat=level)):
             return p
 
+def twin(p):
+    """The same problem in another order: who has learned the problems by heart solves it less often."""
+    return _make([row[::-1] for row in p['rows']], p['targets'])
+
 def _make(rows, targets):
     question = ','.join(f'{"".join(map(str, r))}={t}' for r, t in zip(rows, targets))
     return dict(task=NAME, level=len(rows[0]), question=question, rows=rows, targets=targets)

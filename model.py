@@ -100,7 +100,8 @@ class _RMSNorm(torch.autograd.Function):
     """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); statistics in float32."""
     @staticmethod
     def forward(ctx, x, gain, eps):
-        r = (x * x).mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).add_(eps).rsqrt_().to(x.dtype)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         y = x * r
         ctx.save_for_backward(y, r, gain)
         return y if gain is None else y * gain
@@ -109,11 +110,10 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, dy):
         y, r, gain = ctx.saved_tensors
         p = dy * y
-        dgain = None
-        if gain is not None:
-            dgain = p.sum(tuple(range(p.dim() - 1)), dtype=torch.promote_types(p.dtype, torch.float32)).to(gain.dtype)
-            p, dy = p.mul_(gain), dy * gain
-        return torch.addcmul(dy, y, p.mean(-1, keepdim=True), value=-1).mul_(r), dgain, None
+        if gain is None:
+            return torch.addcmul(dy, y, p.mean(-1, keepdim=True), value=-1).mul_(r), None, None
+        dgain = p.sum(tuple(range(p.dim() - 1)), dtype=torch.promote_types(p.dtype, torch.float32)).to(gain.dtype)
+        return (dy * gain).addcmul_(y, (p @ gain / len(gain))[..., None], value=-1).mul_(r), dgain, None
 
 
 class _Rotate(torch.autograd.Function):

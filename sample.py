@@ -397,11 +397,11 @@ class Engine:
                 made |= zip(some, from_last(x, m.mesh))
         self.id[slots], self.one[slots], self.ready[slots] = np.array(ids)[:, None], True, False
         for b, (r, i) in enumerate(zip(rows, ids)):
-            free, before = r.mode != PICTURE, r.ids[-1] if r.ids else r.prompt['ids'][-1]
+            free = r.mode != PICTURE
             r.ids.append(i), r.w.append(int(free)), r.logp.append(logp[b] * free), r.logq.append(logq[b] * free)
             r.left -= 1
             if not free or i >= self.codec.n_text:
-                rc = r.follow(i, before)
+                rc = r.follow(i, r.ids[-2] if len(r.ids) > 1 else r.prompt['ids'][-1])
                 if max(rc) >= 0:
                     self.rc |= dict.fromkeys(r.slots, rc)
                 if b in made:
@@ -411,12 +411,13 @@ class Engine:
         for r, i in zip(rows, ids):
             if self.stream:
                 self.stream(r, i)
-            said = self.on_stop(r) if i in r.stop and r.left else None
-            if not r.left or i in r.stop and said is None:
-                self.end(r)
-            elif i in r.stop:
-                r.waits = said == 'wait'
-                r.waits or self.insert(r, said)
+            if i in r.stop or not r.left:
+                said = self.on_stop(r) if r.left else None
+                if said is None:
+                    self.end(r)
+                else:
+                    r.waits = said == 'wait'
+                    r.waits or self.insert(r, said)
         if not self.waiting and max((s for r in self.rows for s in r.slots), default=-1) >= sum(len(r.slots) for r in self.rows):
             self._compact()
 

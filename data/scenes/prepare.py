@@ -10,8 +10,9 @@ Documents, every one short, so that a model of 1-2 M parameters learns them in m
     draw     <user>draw: a red circle and a blue 3<assistant><boi> h w ... <eoi><eot>
     notes    <user><boa> ... <eoa>notes?<assistant>C E G<eot>
     play     <user>play: C E G<assistant><boa> ... <eoa><eot>
-Questions have weight 0, answers 1. The picture or sound before a question is learned in 10% of the documents. 10% of the draw and play
-prompts are empty, <user><assistant>, for guidance. In nameless documents colours are far from the palette: shape is learned apart from it.
+Questions have weight 0, answers 1. The picture or sound before a question is learned in 10% of the documents. 10% of
+the draw and play prompts are empty, <user><assistant>, for guidance. In nameless documents objects have colours far from
+the palette and go by their shape alone, which is so learned apart from colour.
 
 Document i of a split depends on (seed, split, i) only. The training split never contains a held-out combination
 (colour with shape or digit, colour with height of bar, melody: listed in scenes.py). In the validation split every even
@@ -34,7 +35,7 @@ n_train = 40000  # documents
 n_val = 1500
 seed = 0
 workers = 2  # processes
-p_draw, p_chart, p_notes, p_play, p_nameless = .12, .09, .05, .08, .33  # shares of the kinds of documents; the rest is ask
+p_draw, p_chart, p_notes, p_play, p_nameless = .12, .09, .05, .08, .2  # shares of the kinds of documents; the rest is ask
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/scenes/shards-TOKENIZER
@@ -49,10 +50,9 @@ def say(parts, w=1):
 
 def questions(rng, sc, codec):
     """Scene -> 1 to 7 different (question, answer). A caption comes last, since it gives the others away."""
-    named, rest, found = sc.objs[0].colour in S.PALETTE, [S.count, S.where, S.relation, S.point, S.box], []
-    asks = [(k, sc) for k in (rng.sample([S.what, S.what, *rest] * 2, 14) if named else rng.sample(rest, 2))]
-    asks += [(S.shape, sc._replace(objs=[o])) for o in sc.objs if not named]              # once: an answer gives it away
-    for q in (k(rng, part, codec) for k, part in rng.sample(asks, len(asks))):
+    named, found = sc.objs[0].colour in S.PALETTE, []    # a shape alone is asked for where no colour tells it
+    kinds = rng.sample([*[S.what if named else S.shape] * 2, S.count, S.where, S.relation, S.point, S.box] * 2, 14)
+    for q in (k(rng, sc, codec) for k in kinds):
         if q and len(found) < 7 and q[0] not in [f[0] for f in found]:   # a picture's positions are paid for once
             found.append(q)
     last = S.caption(rng, sc, codec) if named and rng.random() < .35 else None
@@ -74,8 +74,7 @@ def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play, 
         if kind == 'notes':
             return [*ask(codec, ['notes?'], inner=[('audio', sound, rarely())]), ('text', text), eot]
         return [*ask(codec, [] if rarely() else ['play: ' + text]), ('audio', sound), eot]
-    named = held or kind != 'nameless'                                  # without names mostly one object: quick to learn from
-    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, 0 if named else rng.choice([1, 1, 1, 2, 2, 3]), named)
+    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, named=held or kind != 'nameless')
     if kind == 'chart':                                                 # up to 3 different questions
         pairs = {tuple(q): (q, a) for q, a, _ in (S.bars(rng, sc, codec) for _ in range(3))}.values()
     else:

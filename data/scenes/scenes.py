@@ -68,7 +68,7 @@ def pick(rng, held, p_digit, colour=None):
 
 def scene(rng, held=False, n=0, named=True):
     """n objects (0: one to three) apart from each other -> Scene; held: one of them is a held-out combination, else
-    none is. In 30% of the scenes two share their colour, otherwise all differ. named=False: NAMELESS colours, all kinds differ."""
+    none is. In 30% of the scenes two share their colour, otherwise all colours differ. named=False: all kinds differ, in NAMELESS colours."""
     n, (H, W) = n or rng.randint(1, 3), rng.choice(SIZES)
     twins, what, objs = named and n > 1 and rng.random() < .3, [], []
     while len(what) < n:

@@ -184,28 +184,6 @@ def test_blind_pointing_and_drawing_is_near_chance():
         one = S.paint(random.Random(0), (32, 32), 250, [S.Obj(colour, 'circle', 8, 8, 15, 15)])
         assert np.mean([T.verify(p, {'images': [one]}) for p in ps]) < T.CHANCE['draw'] + .1
 
-def test_nameless_objects_go_by_their_shape():
-    asked = Counter()
-    for rng in rngs(300):
-        sc = S.scene(rng, named=False)
-        kinds = [o.kind for o in sc.objs]
-        assert len(set(kinds)) == len(kinds) and sorted(kinds) == sorted(o['kind'] for o in read(sc.img))
-        for o in sc.objs:                               # off by 8 levels a channel at most
-            tone = sc.img[o.y:o.y + o.h, o.x:o.x + o.w][S.mask(o.kind, o.w, o.h) > .99].astype(int)
-            assert (abs(tone - o.colour) <= 8).all()
-            assert all(abs(tone - v).sum(-1).min() > 110 - 24 for v in S.PALETTE.values())
-        for q, a, _ in filter(None, (k(rng, sc, C) for k in (S.shape, S.count, S.where, S.relation, S.point, S.box))):
-            words = ' '.join(x for x in q + a if isinstance(x, str))
-            assert not set(re.findall(r'\w+', words)) & set(S.COLOURS) and '(' not in words
-            asked[words.split()[0]] += 1
-            objs = {o['kind']: o['centre'] for o in read(sc.img)}
-            if m := re.fullmatch(r'where is (\w+)\?', q[0]):
-                x, y = objs[m[1]]
-                assert a == [f"{'top' if y < sc.img.shape[0] / 2 else 'bottom'} {'left' if x < sc.img.shape[1] / 2 else 'right'}"]
-            if m := re.fullmatch(r'is (\w+) left of (\w+)\?', q[0]):
-                assert a == ['yes' if objs[m[1]][0] < objs[m[2]][0] else 'no']
-    assert set(asked) == {'shape', 'how', 'where', 'is', 'point', 'box'}
-
 # -----------------------------------------------------------------------------
 # documents
 
@@ -264,9 +242,7 @@ def combinations(doc):
             heights = {k: int((column == v).all(1).sum()) // 4 for k, v in S.PALETTE.items()}
             found |= {(k, v) for k, v in heights.items() if v}
     elif pics:
-        px = pics[0].astype(int)                        # a colour that is there, not only the nearest one
-        there = {c for c, v in S.PALETTE.items() if (abs(px - v).max(-1) <= 8).sum() >= 12}
-        found |= {(o['colour'], o['kind']) for o in T.read_picture(pics[0]) if o['colour'] in there}
+        found |= {(o['colour'], o['kind']) for o in T.read_picture(pics[0])}
     for m in re.findall(r'[A-G](?: [A-G])+', text):
         found.add(m)
     return found
@@ -305,7 +281,7 @@ def test_documents_depend_on_seed_split_and_number_only():
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     assert same(P.document(41, 'train', C, 3), one[41])
     assert not same(P.document(41, 'val', C, 3), one[41]) and not same(P.document(41, 'train', C, 4), one[41])
-    shares = (P.p_draw, P.p_chart, P.p_notes, P.p_play, P.p_nameless)
+    shares = (P.p_draw, P.p_chart, P.p_notes, P.p_play)
     for workers in (1, 2, 3):
         many = list(P.documents(310, 'train', C, 3, shares, workers))
         assert len(many) == 310 and all(same(a, b) for a, b in zip(one, many))

@@ -5,14 +5,12 @@ The embedded data set: generated pictures, sounds and questions about them (see 
 
 Documents, every one short, so that a model of 1-2 M parameters learns them in minutes on a CPU:
     ask      <boi> h w ... <eoi> <user>how many red?<assistant>2<eot> <user>where is pink 3?<assistant>top left<eot>
-    nameless <boi> h w ... <eoi> <user>shape <point> x y<assistant>ring<eot> <user>where is cross?<assistant>top left<eot>
     chart    <boi> h w ... <eoi> <user>how tall is red?<assistant>4<eot> <user>which is tallest?<assistant>blue<eot>
     draw     <user>draw: a red circle and a blue 3<assistant><boi> h w ... <eoi><eot>
     notes    <user><boa> ... <eoa>notes?<assistant>C E G<eot>
     play     <user>play: C E G<assistant><boa> ... <eoa><eot>
 Questions have weight 0, answers 1. The picture or sound before a question is learned in 10% of the documents. 10% of
-the draw and play prompts are empty, <user><assistant>, for guidance. In nameless documents objects have colours far from
-the palette and go by their shape alone, which is so learned apart from colour.
+the draw and play prompts are empty, <user><assistant>, for guidance.
 
 Document i of a split depends on (seed, split, i) only. The training split never contains a held-out combination
 (colour with shape or digit, colour with height of bar, melody: listed in scenes.py). In the validation split every even
@@ -35,7 +33,7 @@ n_train = 40000  # documents
 n_val = 1500
 seed = 0
 workers = 2  # processes
-p_draw, p_chart, p_notes, p_play, p_nameless = .12, .09, .05, .08, .2  # shares of the kinds of documents; the rest is ask
+p_draw, p_chart, p_notes, p_play = .12, .09, .05, .08  # shares of the kinds of documents; the rest is ask
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/scenes/shards-TOKENIZER
@@ -50,21 +48,21 @@ def say(parts, w=1):
 
 def questions(rng, sc, codec):
     """Scene -> 1 to 7 different (question, answer). A caption comes last, since it gives the others away."""
-    named, found = sc.objs[0].colour in S.PALETTE, []    # a shape alone is asked for where no colour tells it
-    kinds = rng.sample([*[S.what if named else S.shape] * 2, S.count, S.where, S.relation, S.point, S.box] * 2, 14)
+    kinds = rng.sample([S.what, S.shape, S.count, S.where, S.relation, S.point, S.box] * 2, 14)
+    found = []
     for q in (k(rng, sc, codec) for k in kinds):
         if q and len(found) < 7 and q[0] not in [f[0] for f in found]:   # a picture's positions are paid for once
             found.append(q)
-    last = S.caption(rng, sc, codec) if named and rng.random() < .35 else None
+    last = S.caption(rng, sc, codec) if rng.random() < .35 else None
     if last:                                                            # alone or instead of another one
         found = [*(found[:-1] if rng.random() < .6 else []), last]
     return [(q, a) for q, a, _ in found]
 
-def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play, p_nameless)):
+def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play)):
     """-> document i of split 'train' or 'val': a list of segments."""
     rng = random.Random(f'{seed}/{split}/{i}')
     held, eot, rarely = split == 'val' and i % 2 == 0, ('ids', [codec.sp['eot']]), lambda: int(rng.random() < .1)
-    kind = rng.choices(['draw', 'chart', 'notes', 'play', 'nameless', 'ask'], [*shares, 1 - sum(shares)])[0]
+    kind = rng.choices(['draw', 'chart', 'notes', 'play', 'ask'], [*shares, 1 - sum(shares)])[0]
     if kind == 'draw':
         sc = S.poster(rng, held)
         return [*ask(codec, [] if rarely() else ['draw: ' + S.describe(sc.objs)]), ('image', sc.img), eot]
@@ -74,7 +72,7 @@ def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play, 
         if kind == 'notes':
             return [*ask(codec, ['notes?'], inner=[('audio', sound, rarely())]), ('text', text), eot]
         return [*ask(codec, [] if rarely() else ['play: ' + text]), ('audio', sound), eot]
-    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, named=held or kind != 'nameless')
+    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held)
     if kind == 'chart':                                                 # up to 3 different questions
         pairs = {tuple(q): (q, a) for q, a, _ in (S.bars(rng, sc, codec) for _ in range(3))}.values()
     else:
@@ -116,10 +114,10 @@ def work(pipe, ends, blocks, *args):
 if __name__ == '__main__':
     configure(globals())
     with guard('scenes'):
-        codec, shares = Codec(tokenizer, n_loc), (p_draw, p_chart, p_notes, p_play, p_nameless)
+        codec, shares = Codec(tokenizer, n_loc), (p_draw, p_chart, p_notes, p_play)
         if n_train < 1 or n_val < 1 or workers < 1 or min(shares) < 0 or sum(shares) > 1:
             raise BadInput(f'n_train={n_train}, n_val={n_val}, workers={workers}: at least 1 of each; '
-                           f'p_draw, p_chart, p_notes, p_play, p_nameless={shares}: none below 0, together at most 1')
+                           f'p_draw, p_chart, p_notes, p_play={shares}: none below 0, together at most 1')
         docs = {s: documents(n, s, codec, seed, shares, workers) for s, n in (('train', n_train), ('val', n_val))}
         info = dict(licence='MIT, as nanoMuse itself', source='generated by data/scenes/scenes.py', skipped={})
         write_shards(out or shard_dir('scenes', codec), docs, codec, info)

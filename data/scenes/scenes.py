@@ -3,20 +3,17 @@ What `scenes` consists of: pictures with coloured shapes, digits and bar charts,
 Shared by prepare.py (documents) and task.py (problems, judges). Everything is drawn from the random.Random given.
 Pixels are (x, y), x to the right, y down; a point is <point> x y, a box <box> x0 y0 x1 y1, in loc tokens.
 
-Held out, never in a training document: 4 of the 30 colour-shape pairs (blue triangle, green cross, yellow ring, pink square), 6 of the
-60 coloured digits, for each colour one height of its bar, 1/8 of the melodies with 3 or 4 notes. NAMELESS colours make no pair.
+Held out, never in a training document: 4 of the 30 colour-shape pairs (blue triangle, green cross, yellow ring, pink
+square), 6 of the 60 coloured digits, for each colour one height of its bar, 1/8 of the melodies with 3 or 4 notes.
 """
 import zlib
 from collections import Counter, namedtuple
 from functools import lru_cache
-from itertools import product
 import numpy as np
 
 PALETTE = dict(red=(222, 40, 40), green=(30, 160, 60), blue=(40, 70, 230), yellow=(240, 205, 30), pink=(240, 100, 200),
                cyan=(40, 205, 220))
 COLOURS, SHAPES, DIGITS = list(PALETTE), ['circle', 'square', 'triangle', 'cross', 'ring'], list('0123456789')
-# colours without a name, (r, g, b): all that are far from each of the palette, dark and light tones of it among them
-NAMELESS = [c for c in product(range(8, 250, 32), repeat=3) if all(sum(abs(u - v) for u, v in zip(c, p)) > 110 for p in PALETTE.values())]
 WHITE, BLACK, GREY = 250, 14, 112                                       # backgrounds
 SIZES = [(32, 32)] * 14 + [(32, 48), (48, 32), (40, 40), (40, 40), (48, 48), (64, 64)]    # height, width
 HELD = [('blue', 'triangle'), ('green', 'cross'), ('yellow', 'ring'), ('pink', 'square')]
@@ -26,7 +23,7 @@ FONT = dict(zip(DIGITS, '75557 26227 71747 71717 55711 74717 74757 71111 75757 7
 HZ = {n: 1046.5 * 2 ** (s / 12) for n, s in zip('CDEFGAB', (0, 2, 4, 5, 7, 9, 11))}       # C6 to B6
 NOTE_S, RATE = .2, 8000                                                 # seconds (5 positions), samples per second
 
-Obj = namedtuple('Obj', 'colour kind x y w h')      # colour: a name or (r, g, b); x, y: upper left corner; all in pixels
+Obj = namedtuple('Obj', 'colour kind x y w h')                          # x, y: upper left corner; all in pixels
 Scene = namedtuple('Scene', 'img objs')                                 # uint8 (H, W, 3), [Obj]
 Chart = namedtuple('Chart', 'img bars')                                 # uint8 (32, 32, 3), [(colour, height 1 to 6)]
 
@@ -55,7 +52,7 @@ def paint(rng, hw, back, objs):
     img = np.full((*hw, 3), back, np.float32)
     for o in objs:
         a, part = mask(o.kind, o.w, o.h)[..., None], img[o.y:o.y + o.h, o.x:o.x + o.w]
-        part += a * (np.float32([c + rng.randint(-8, 8) for c in PALETTE.get(o.colour, o.colour)]) - part)
+        part += a * (np.float32([c + rng.randint(-8, 8) for c in PALETTE[o.colour]]) - part)
     return np.clip(np.rint(img), 0, 255).astype(np.uint8)
 
 def pick(rng, held, p_digit, colour=None):
@@ -66,15 +63,15 @@ def pick(rng, held, p_digit, colour=None):
     colour = colour or rng.choice(COLOURS)
     return colour, rng.choice([k for k in kinds if (colour, k) not in out])
 
-def scene(rng, held=False, n=0, named=True):
+def scene(rng, held=False, n=0):
     """n objects (0: one to three) apart from each other -> Scene; held: one of them is a held-out combination, else
-    none is. In 30% of the scenes two share their colour, otherwise all colours differ. named=False: all kinds differ, in NAMELESS colours."""
+    none is. In 30% of the scenes two share their colour, otherwise all colours differ."""
     n, (H, W) = n or rng.randint(1, 3), rng.choice(SIZES)
-    twins, what, objs = named and n > 1 and rng.random() < .3, [], []
+    twins, what, objs = n > 1 and rng.random() < .3, [], []
     while len(what) < n:
         again = twins and len(what) == 1
         new = pick(rng, held and not what, .12, what[0][0] if again else None)
-        if new not in what and (again or new[0] not in [c for c, _ in what]) and (named or new[1] not in [k for _, k in what]):
+        if new not in what and (again or new[0] not in [c for c, _ in what]):
             what.append(new)
     while len(objs) < n:                                                # all anew if one finds no room
         objs = []
@@ -86,10 +83,7 @@ def scene(rng, held=False, n=0, named=True):
                 break
             objs.append(Obj(colour, kind, x, y, w, h))
     rng.shuffle(objs)
-    back = rng.choice([WHITE, WHITE, BLACK, GREY])
-    if not named:
-        objs = [o._replace(colour=rng.choice([c for c in NAMELESS if max(abs(v - back) for v in c) > 90])) for o in objs]
-    return Scene(paint(rng, (H, W), back, objs), objs)
+    return Scene(paint(rng, (H, W), rng.choice([WHITE, WHITE, BLACK, GREY]), objs), objs)
 
 def poster(rng, held=False):
     """The picture of a `draw` document: on white 32x32, one large object in the middle or two side by side -> Scene."""
@@ -142,9 +136,9 @@ def describe(objs):
     return ' and '.join([', '.join(names[:-1])] * (len(names) > 1) + names[-1:])
 
 def refer(rng, sc, o, short=.5):
-    """The colour alone if that is clear, with probability `short`; else colour and kind; without a name the kind."""
+    """The colour alone if that is clear, with probability `short`; else colour and kind."""
     clear = sum(p.colour == o.colour for p in sc.objs) == 1
-    return o.kind if o.colour not in PALETTE else o.colour if clear and rng.random() < short else f'{o.colour} {o.kind}'
+    return o.colour if clear and rng.random() < short else f'{o.colour} {o.kind}'
 
 def locs(codec, img, *xy):
     """Pixels x, y, x, y, ... -> loc ids."""
@@ -164,7 +158,7 @@ def shape(rng, sc, codec):
 
 def count(rng, sc, codec):
     have = Counter(o.colour for o in sc.objs)
-    if rng.random() < .5 or sc.objs[0].colour not in PALETTE:
+    if rng.random() < .5:
         return ['how many?'], [str(len(sc.objs))], None
     k = 2 if 2 in have.values() and rng.random() < .9 else rng.randint(0, 1)              # about equally often
     c = rng.choice([c for c in COLOURS if have[c] == k] or COLOURS)

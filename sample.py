@@ -114,7 +114,7 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     the distribution that was drawn from (greedy: 0).
     """
     warm = temperature > 0
-    z = (logits + bias) / temperature.clamp(min=1e-30)[:, None]        # float64: so cold, the largest alone has a probability
+    z = (logits + bias) / temperature.clamp(min=1e-30).to(logits.dtype)[:, None]       # so cold, the largest alone has a probability
     if top_k is not None:
         s = z.sort(-1, descending=True).values
         s = s.masked_fill(torch.arange(s.shape[1], device=s.device) >= top_k[:, None], float('-inf'))
@@ -122,9 +122,9 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
         n = (p.cumsum(-1) - p < top_p[:, None]).sum(-1).minimum(top_k.long()).clamp_(min=1)      # the fewest whose mass is top_p
         z = z.masked_fill(z < s.gather(1, n[:, None] - 1), float('-inf'))
     q = z.softmax(-1)
-    c = q.cumsum(-1)
+    c = q.cumsum(-1, dtype=torch.float64)
     i = torch.searchsorted(c, (u * warm)[:, None] * c[:, -1:], right=True)                  # how many are not above it
-    return i[:, 0], logits.log_softmax(-1).gather(1, i)[:, 0].double(), q.gather(1, i)[:, 0].log() * warm
+    return i[:, 0], logits.log_softmax(-1).gather(1, i)[:, 0].double(), q.gather(1, i)[:, 0].log().double() * warm
 
 
 # ---------------------------------------------------------------- the engine

@@ -199,7 +199,7 @@ def test_what_the_warm_start_reads_is_what_the_tools_say(name):
     calls = {'pytool': lambda: [task.call(p)], 'lookup': lambda: task.calls(p), 'peek': lambda: [task.call(p['place'])],
              'spawn': lambda: [task.call(p)], 'point': list}[name]()
     agents = dict(spawn=lambda tasks: [str(task.values(t)[-1]) for t in tasks]) if name == 'spawn' else {}
-    said = [call(c, {**p['ctx'], **agents}) for c in calls]
+    said = [call(c, {**p['ctx'], 'seconds': 60, **agents}) for c in calls]
     thought = ''.join(f'<tool>{c}</tool><out></out>' for c in calls)
     assert task.steps(p, thought) == (len(calls), len(calls)) and task.steps(p, thought.replace('"', "'"))[0] == 0
     if name == 'pytool':

@@ -97,7 +97,7 @@ class _ReLU2(torch.autograd.Function):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); statistics in float32."""
+    """x / rms(x) * gain over the last dimension (Zhang and Sennrich 2019); the mean square in float32 or wider."""
     @staticmethod
     def forward(ctx, x, gain, eps):
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -126,7 +126,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         turn, = ctx.saved_tensors
-        return rotate(dy, turn * turn.new_tensor((1, -1))), None
+        return rotate(dy, turn, back=True), None
 
 
 def turns(pos, hd, base, dtype):
@@ -136,16 +136,18 @@ def turns(pos, hd, base, dtype):
     return torch.stack((angle.cos(), angle.sin()), -1).to(torch.promote_types(dtype, torch.float32))
 
 
-def rotate(x, turn):
+def rotate(x, turn, back=False):
     """
-    x (..., n, hd), two neighbours a complex number, times turn (..., 1, hd/2, 2). As one complex product it takes a CPU a third of the
-    time of products, shifts and sums of halves.
+    x (..., n, hd), two neighbours a complex number, times turn (..., 1, hd/2, 2), or its conjugate. As one complex product it takes a CPU a
+    third of the time of products, shifts and sums of halves.
     """
     pair = (x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (-1, 2)).to(turn.dtype)
     if torch.compiler.is_compiling():                              # which makes no code for complex numbers
         (a, b), (c, s) = pair.unbind(-1), turn.unbind(-1)
+        s = -s if back else s
         return torch.stack((a * c - b * s, b * c + a * s), -1).flatten(-2).to(x.dtype)
     y, turn = torch.view_as_complex(pair), torch.view_as_complex(turn)
+    turn = turn.conj() if back else turn
     y = y * turn if x.dtype == turn.real.dtype else y.mul_(turn)   # a wider copy is ours
     return torch.view_as_real(y).flatten(-2).to(x.dtype)
 

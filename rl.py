@@ -7,8 +7,8 @@ Reinforcement learning with verified rewards: rollouts by the engine of sample.p
     torchrun --standalone --nproc_per_node=4 rl.py config/rl_signs.py --dp=2 --tp=2
 
 A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps, and
-twin (a problem in another order), if there is such a thing. An answer is the text behind the last </think>. The same command, started again,
-goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
+twin (a problem in another order), if there is such a thing. An answer is the text behind the last </think> or </out>. The same command,
+started again, goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
 """
 import json, math, os, random, signal, sys, time
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from configurator import configure
-from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, together
+from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, tidy, together
 from data.codec import BadInput, Codec
 from data.plot import history, save_plot
 from data.rollouts import alarms, pack, pass_at, repeated, split
@@ -223,6 +223,7 @@ def load(path):
 
 try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
+    tidy(out_dir) if master else None
     there = checkpoints(out_dir)
     try:
         path = newest(there, load, say)
@@ -309,7 +310,7 @@ def evaluate(n):
         if not ls:
             continue
         ps = (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))
-        ps = {str([v for k, v in p.items() if k not in ('images', 'ctx')]): p for p in ps}             # distinct
+        ps = {str([v for k, v in p.items() if k not in ('images', 'ctx', 'reports')]): p for p in ps}             # distinct
         groups = ask(list(ps.values())[:n], eval_samples, number)
         right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
@@ -372,6 +373,9 @@ def learn(rolls, A):
 
 # ---------------------------------------------------------------- the loop
 
+def error(line):
+    print(f'rl.py: {line}', file=sys.stderr, flush=True) if master else None
+
 def record(**kw):
     if master:
         with open(Path(out_dir) / 'metrics.jsonl', 'a') as f:
@@ -380,7 +384,8 @@ def record(**kw):
 def save():
     meta = dict(step=step, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(),
                 config=config, rl=[asked, ramp_at, first, rates])
-    keep_checkpoint(out_dir, '', state(opt, models, mesh, saving=True), meta, mesh, keep_last, say=die)
+    if not keep_checkpoint(out_dir, '', state(opt, models, mesh, saving=True), meta, mesh, keep_last, error)():
+        sys.exit(1)
 
 stopped = []
 for sig in (signal.SIGINT, signal.SIGTERM):
@@ -423,6 +428,9 @@ while step < max_steps:
                 kept.append(g), A.append(a)
         if len(kept) == prompts:
             break
+    twins = groups                                     # the same problems in another order, before they are learned from
+    if step + 1 in due and hasattr(job, 'twin'):
+        twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3)
     t1 = time.time()
     for g in groups:
         l = str(g[0]['problem']['level'])
@@ -444,7 +452,6 @@ while step < max_steps:
     wrong = alarms(f, first)
     if step in due:
         val = evaluate(last_problems if step == max_steps else eval_problems)
-        twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3) if hasattr(job, 'twin') else groups      # isomorphic
         f['twin'] = f['pass1'] - figures(twins)['pass1']
         wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1'], twin=f['twin']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]

@@ -114,7 +114,7 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     the distribution that was drawn from (greedy: 0).
     """
     warm = temperature > 0
-    z = (logits + bias) / temperature.clamp(min=1e-30).to(logits.dtype)[:, None]       # so cold, the largest alone has a probability
+    z = (logits + bias) / temperature.clamp(min=1e-20).to(logits.dtype)[:, None]       # so cold, the largest alone has a probability
     if top_k is not None:
         s = z.sort(-1, descending=True).values
         s = s.masked_fill(torch.arange(s.shape[1], device=s.device) >= top_k[:, None], float('-inf'))
@@ -123,7 +123,8 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
         z = z.masked_fill(z < s.gather(1, n[:, None] - 1), float('-inf'))
     q = z.softmax(-1)
     c = q.cumsum(-1, dtype=torch.float64)
-    i = torch.searchsorted(c, (u * warm)[:, None] * c[:, -1:], right=True)                  # how many are not above it
+    # how many are not above it; a row with nan in it gets some id, and spoils no other
+    i = torch.searchsorted(c, (u * warm)[:, None] * c[:, -1:], right=True).clamp_(max=c.shape[1] - 1)
     return i[:, 0], logits.log_softmax(-1).gather(1, i)[:, 0].double(), q.gather(1, i)[:, 0].log().double() * warm
 
 

@@ -177,7 +177,7 @@ def newest(paths, load, say):
 
 def tidy(out_dir):
     """Remove what a killed run may have left half done, which is never read."""
-    for p in [*Path(out_dir).glob('.step_*'), *Path(out_dir).glob('.best*')]:
+    for p in [p for name in ('step_', 'best', 'sampler') for p in Path(out_dir).glob(f'.{name}*')]:
         shutil.rmtree(p, ignore_errors=True)
 
 

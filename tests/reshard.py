@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import toy
 from grid import config, label, parse, size
 from model import build
-from data.checkpoint import Checkpoint, save_checkpoint
+from data.checkpoint import Checkpoint, save_checkpoint, state
 from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, forward_backward, make_mesh, schedule
 
@@ -39,14 +39,7 @@ def fresh(cfg, mesh, layout, dtype, muon):
     """-> (models, optimizer, state()) of this rank."""
     models = build(cfg, mesh, 7, layout['v'])
     opt = Optimizer(models, mesh, dtype, weight_decay=0.1, clip=1.0, muon=muon, muon_lr=1.0, zero=layout.get('zero', 0))
-
-    def state(saving=False):
-        """As in train.py: (name, Spec, tensor, where it begins in this rank's slice)."""
-        yield from opt.tensors(saving)
-        for name, b in (nb for m in models for nb in m.named_buffers()):
-            if name.endswith('.bias') and not (saving and mesh.dpcp.rank):
-                yield f'buffer/{name}', b.spec, b, 0
-    return models, opt, state
+    return models, opt, lambda saving=False: state(opt, models, mesh, saving)
 
 
 def train(models, opt, mesh, cfg, layout, dtype, sets, steps):

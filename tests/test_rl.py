@@ -448,7 +448,7 @@ def test_tools_answer_inside_of_rollouts_and_are_not_learned_from(name, monkeypa
     log-probability that the sampler gave it.
     """
     task, model = import_module(f'data.{name}.task'), build(ModelConfig(**CFG), solo_mesh(), 5)[0].double().eval()
-    space = functions('rl.py', 'sync', 'rollout', 'split', 'ask').ask.__globals__
+    space = functions('rl.py', 'sync', 'rollout', 'ask').ask.__globals__
     space.update(codec=codec, job=task, sampler=model, shared=True, opt=SimpleNamespace(units=[]), rank=0, world=1, seed=3, sample_rows=8,
                  max_new=160, temperature=1.0, block_size=384, tools=True)
     problems, plan, now = (task.problem(i, list(task.LEVELS)[1], 'held') for i in range(9)), {}, []

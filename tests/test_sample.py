@@ -733,6 +733,15 @@ def test_choose_greedy_and_the_edges_of_u():
     assert choose(LOGITS.expand(2, 6), last, zero + 1, edge)[0].tolist() == [1, 3]
 
 
+def test_a_row_with_nan_spoils_no_other():
+    """A policy that has diverged on one prompt: some id comes out of it, and the rows beside it choose as if it were not there."""
+    one, u = torch.ones(3).double(), torch.tensor([.2, .5, .8], dtype=torch.float64)
+    for t in (one, 0 * one):
+        fine, _, _ = choose(LOGITS.expand(3, 6), BIAS, t, u)
+        i, logp, _ = choose(torch.stack((LOGITS, LOGITS * math.nan, LOGITS)), BIAS, t, u)
+        assert i[[0, 2]].tolist() == fine[[0, 2]].tolist() and 0 <= i[1] < 6 and logp[1].isnan() and not logp[[0, 2]].isnan().any()
+
+
 # ---------------------------------------------------------------- checkpoints and the command line
 
 def save(out, step, model):

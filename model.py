@@ -125,14 +125,13 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        turn, = ctx.saved_tensors
-        return rotate(dy, turn, back=True), None
+        return rotate(dy, *ctx.saved_tensors, back=True), None
 
 
 def turns(pos, hd, base, dtype):
     """Positions (...) -> (..., 1, hd/2, 2), float32 or wider: cosine and sine of each pair's angle."""
     freq = base ** (-torch.arange(0, hd, 2, device=pos.device, dtype=torch.float32) / hd)
-    angle = pos[..., None, None].float() * freq
+    angle = pos[..., None, None].float() * freq                    # (..., 1, hd/2)
     return torch.stack((angle.cos(), angle.sin()), -1).to(torch.promote_types(dtype, torch.float32))
 
 
@@ -512,8 +511,7 @@ class Decoder:
     def __init__(self, model):
         root, hd = model.cfg.n_embd ** 0.5, model.cfg.hd
 
-        def lay(w, gain):                                          # (n, C), (C,) -> (C, n)
-            return torch.mul(w.t(), gain[:, None], out=w.new_empty(w.shape[::-1]))
+        lay = lambda w, gain: torch.mul(w.t(), gain[:, None], out=w.new_empty(w.shape[::-1]))                # (n, C), (C,) -> (C, n)
 
         def pack(b):
             a, m, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
@@ -586,8 +584,7 @@ class Decoder:
         (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
         rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
         turn, x = self.turn[pos.flatten()], x.reshape(B * T, C)
-        # one buffer for all layers: what is a view of it is made once
-        qkv = x.new_empty(B * T, nh + 2 * nkv, hd)
+        qkv = x.new_empty(B * T, nh + 2 * nkv, hd)                 # one buffer for all layers: what is a view of it is made once
         flat, q, qk, new = qkv.flatten(1), qkv[:, :nh].view(B, T, nkv, rep, hd), qkv[:, :nh + nkv], qkv[:, nh:].view(B * T, 2, nkv, hd)
         qk_complex = torch.view_as_complex(qk.unflatten(-1, (-1, 2))) if turn.dtype == x.dtype else None
         turn_complex = torch.view_as_complex(turn)

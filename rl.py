@@ -373,9 +373,6 @@ def learn(rolls, A):
 
 # ---------------------------------------------------------------- the loop
 
-def error(line):
-    print(f'rl.py: {line}', file=sys.stderr, flush=True) if master else None
-
 def record(**kw):
     if master:
         with open(Path(out_dir) / 'metrics.jsonl', 'a') as f:
@@ -384,7 +381,7 @@ def record(**kw):
 def save():
     meta = dict(step=step, optimizer_steps=opt.t, model=asdict(cfg), codec=codec.state(), codec_fingerprint=codec.fingerprint(),
                 config=config, rl=[asked, ramp_at, first, rates])
-    if not keep_checkpoint(out_dir, '', state(opt, models, mesh, saving=True), meta, mesh, keep_last, error)():
+    if not keep_checkpoint(out_dir, '', state(opt, models, mesh, saving=True), meta, mesh, keep_last, say)():
         sys.exit(1)
 
 stopped = []

@@ -321,7 +321,7 @@ def test_held_out_problems_of_twice_are_not_trained_on():
 
 
 def test_documents_of_twice():
-    """Thoughts are right in every step; what is reported is what was found, or a guess behind a ?; roles are kept; orchestrators repeat a report."""
+    """Thoughts are right in every step; a report is what was found, or a guess behind a ?; roles are kept; one report is repeated."""
     kinds, last = Counter(), []
     for i in range(400):
         text, p = codec.untext(codec.encode(document(i, 'train', codec))['ids']), twice.problem(i, 6)

@@ -33,6 +33,7 @@ class ModelConfig:
     act: str = 'relu2'            # relu2 | swiglu
     qk_norm: bool = True
     rope_base: float = 10000.0
+    rope_2d: bool = True          # with images: a third of the pairs turns by the row, a third by the column of a patch or a point
     norm_eps: float = 1e-6        # added to the mean square in RMSNorm
     tie: bool = False             # output head = embedding
     zero_init: bool = True        # output projections of the blocks start at 0
@@ -128,10 +129,20 @@ class _Rotate(torch.autograd.Function):
         return rotate(dy, *ctx.saved_tensors, back=True), None
 
 
-def turns(pos, hd, base, dtype):
-    """Positions (...) -> (..., 1, hd/2, 2), float32 or wider: cosine and sine of each pair's angle."""
-    freq = base ** (-torch.arange(0, hd, 2, device=pos.device, dtype=torch.float32) / hd)
-    angle = pos[..., None, None].float() * freq                    # (..., 1, hd/2)
+def turns(cfg, pos, dtype, i=None, rc=None):
+    """
+    Positions (...) -> (..., 1, hd/2, 2), float32 or wider: cosine and sine of each pair's angle. With rope_2d the last two thirds of the pairs
+    turn by the row and the column, an eighth of a period to 2 of them in a picture, of the positions i (n,) that have some, rc (n, 2 or more)
+    in [0, 1], -1: none: a point finds the patches around it by their distance, whatever the picture's width. Elsewhere these pairs, which
+    would be the slow ones, stand still (as in Barbero et al. 2024, "Round and Round We Go!").
+    """
+    arange = lambda n: torch.arange(n, device=pos.device, dtype=torch.float32)
+    n = cfg.hd // 2
+    n_axis = n // 3 if cfg.image and cfg.rope_2d else 0
+    angle = pos[..., None, None].float() * F.pad(cfg.rope_base ** (-arange(n - 2 * n_axis) / n), (0, 2 * n_axis))
+    if n_axis and i is not None:
+        at = rc[:, :2].float().clamp(min=0)[..., None] * (math.pi / 4 * 16 ** (arange(n_axis) / max(1, n_axis - 1)))      # (n, 2, n_axis)
+        angle.view(-1, n)[:, n - 2 * n_axis:].index_add_(0, i, at.flatten(1))
     return torch.stack((angle.cos(), angle.sin()), -1).to(torch.promote_types(dtype, torch.float32))
 
 
@@ -452,7 +463,7 @@ class Muse(nn.Module):
 
     def context(self, b, dtype):
         """What all blocks of a microbatch share: rotary angles, attention mask, kind of each position (for the experts' load)."""
-        return {'turn': turns(b['pos'], self.cfg.hd, self.cfg.rope_base, dtype), 'mask': attention_mask(b['doc'], self.mesh, dtype),
+        return {'turn': turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc')), 'mask': attention_mask(b['doc'], self.mesh, dtype),
                 'kind': b.get('kind')}
 
     def losses(self, x, b):
@@ -542,7 +553,7 @@ class Decoder:
             self.kv[:, :, :have, :, :most] = old
             ids, self.ids = self.ids, self.ids.new_zeros(slots, size + 1)
             self.ids[:have, :most] = ids
-            self.turn = turns(torch.arange(size + 1, device=old.device), hd, self.model.cfg.rope_base, old.dtype)
+            self.turn = turns(self.model.cfg, torch.arange(size + 1, device=old.device), old.dtype)
 
     def copy(self, a, b, n):
         """The first n positions of slot a to slot b."""
@@ -564,7 +575,7 @@ class Decoder:
         else:
             x = self.kv.new_empty(*batch['ids'].shape, m.cfg.n_embd)
             dist.recv(x, g.ranks[g.rank - 1], group=g.pg)
-        x = self.blocks(x, n, S, rows, level)
+        x = self.blocks(x, n, S, rows, level, batch)
         if m.last:
             return unit(x, self.eps[0]) * self.gain
         dist.send(x, g.ranks[g.rank + 1], group=g.pg)
@@ -579,11 +590,13 @@ class Decoder:
         at = pos[:, :, None] - torch.arange(1, 1 + self.model.cfg.past, device=ids.device)
         return self.ids[slots[:, :, None], at.clamp(min=0)].masked_fill_(at < 0, -1)
 
-    def blocks(self, x, n, S, rows, level):
+    def blocks(self, x, n, S, rows, level, batch):
         cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
         (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
         rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
         turn, x = self.turn[pos.flatten()], x.reshape(B * T, C)
+        if (i := batch.get('rc_i')) is not None:
+            turn[i] = turns(cfg, pos.flatten()[i], turn.dtype, torch.arange(len(i), device=dev), batch['rc'])
         qkv = x.new_empty(B * T, nh + 2 * nkv, hd)                 # one buffer for all layers: what is a view of it is made once
         flat, q, qk, new = qkv.flatten(1), qkv[:, :nh].view(B, T, nkv, rep, hd), qkv[:, :nh + nkv], qkv[:, nh:].view(B * T, 2, nkv, hd)
         qk_complex = torch.view_as_complex(qk.unflatten(-1, (-1, 2))) if turn.dtype == x.dtype else None
@@ -676,30 +689,3 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
                 + aud * flow(128) * cfg.audio + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C
                 + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
-
-
-def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1,
-                      sp=False):
-    """
-    Bytes kept from one microbatch's forward pass for its backward pass, by part: rows * T positions on this rank, numbers of targets and of
-    payloads of each kind, `width` bytes per number of the compute type; attention by a fused kernel, which keeps q, k, v, its output and a
-    log-sum-exp. layers: of this stage. With tp each rank keeps its heads and hidden units, with sp also its T-slice of what lies between.
-    """
-    C, hd, kv, W, n = cfg.n_embd, cfg.hd, cfg.n_kv_head * cfg.hd, cfg.flow_width, rows * T
-    layers = range(cfg.n_layer) if layers is None else layers
-    between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
-    heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
-    norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
-    # v is a view of the projection of both; log-sum-exp: float32
-    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width
-    if cfg.qk_norm:
-        attention += (heads * hd + heads + kvs + kvs // hd) * n
-    mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
-    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
-                                     + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
-    out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
-    if not layers or layers[0] == 0:
-        out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
-    if not layers or layers[-1] == cfg.n_layer - 1:
-        out['heads'] = (norm + txt * C + flow) * width + cfg.vocab_size // tp * C * 4
-    return out

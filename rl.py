@@ -21,8 +21,8 @@ import torch.distributed as dist
 from configurator import configure
 from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, tidy, together
 from data.codec import BadInput, Codec
-from data.plot import history, save_plot
-from data.rollouts import alarms, pack, pass_at, repeated, split
+from data.plot import save_curves
+from data.rollouts import alarms, figures, pack, pass_at, split
 from model import ModelConfig, Muse, build
 from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world
@@ -290,16 +290,6 @@ def ask(problems, k, number):
         o.update(problem=p, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
     return [rolls[i:i + k] for i in range(0, len(rolls), k)]
 
-def figures(groups):
-    """What the log shows of some rollouts. entropy: nats per drawn token, estimated by minus its log-probability."""
-    every = [o for g in groups for o in g]
-    mean = lambda xs: float(np.mean(xs)) if len(xs) else 0.0
-    right, total = np.sum([(0, 0)] + [job.steps(o['problem'], o['thought']) for o in every if o['done']], 0)
-    return dict(pass1=mean([o['r'] for o in every]), length=mean([o['n'] for o in every]), truncated=mean([not o['done'] for o in every]),
-                length_right=mean([o['n'] for o in every if o['r'] > 0]), length_wrong=mean([o['n'] for o in every if o['r'] == 0]),
-                skill=float(right / max(total, 1)), entropy=-mean(np.concatenate([o['logp'][o['w'] > 0] for o in every])),
-                repeat=mean([repeated(o['ids']) for o in every]), disagree=sum(o['r'] != o['second'] for o in every))
-
 def evaluate(n):
     """
     n held-out problems of `levels` ('held') and n / 2 of `harder` ones -> their figures, with pass@k by the second verifier; always
@@ -314,7 +304,7 @@ def evaluate(n):
         groups = ask(list(ps.values())[:n], eval_samples, number)
         right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
-        out[part] = f = dict(figures(groups), problems=len(groups), sample=sample)
+        out[part] = f = dict(figures(groups, job.steps), problems=len(groups), sample=sample)
         f.update({f'pass{k}': float(np.mean([pass_at(k, c, eval_samples) for c in right])) for k in (1, 4, 16) if k <= eval_samples})
         passes = ' '.join(f'pass@{k[4:]} {x:.3f}' for k, x in f.items() if k[:4] == 'pass')
         say(f"step {step:04d} {part:>6s} | {passes} | len {f['length']:.1f} (right {f['length_right']:.1f}, wrong "
@@ -436,7 +426,7 @@ while step < max_steps:
     both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if x]
     out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0, learned=0)
     dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
-    f = dict(figures(groups), **out, dropped=dropped, groups=len(kept), lam=lam_now)
+    f = dict(figures(groups, job.steps), **out, dropped=dropped, groups=len(kept), lam=lam_now)
     first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()
     if lam and ramp_at < 0 and np.mean([rates[str(l)] for l in now]) >= lam_from:
         ramp_at = step
@@ -449,7 +439,7 @@ while step < max_steps:
     wrong = alarms(f, first)
     if step in due:
         val = evaluate(last_problems if step == max_steps else eval_problems)
-        f['twin'] = f['pass1'] - figures(twins)['pass1']
+        f['twin'] = f['pass1'] - figures(twins, job.steps)['pass1']
         wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1'], twin=f['twin']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]
     record(step=step, **f, rates=rates, sample_ms=1000 * (t1 - t0), train_ms=1000 * (t2 - t1), alarms=wrong, strange=strange[:9],
@@ -463,10 +453,5 @@ if stopped and step < max_steps:
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
 if plot and master:
-    vals, steps = history(out_dir)
-    curve = lambda x, part, key: [(v[x], v[2][part][key]) for v in vals if part in v[2] and key in v[2][part]]
-    save_plot(Path(out_dir) / 'curves.png', [
-        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(1, x, f'pass{k}') for x in ('held', 'harder') for k in (1, 4, 16)}),
-        ('tokens of a rollout', 'step', False, {x: curve(0, x, 'length') for x in ('held', 'harder')}),
-        *((k, 'step', False, {'training': [(n, f[k]) for n, f in steps]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])
+    save_curves(out_dir)
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

@@ -61,6 +61,7 @@ ff = 0                     # hidden units; 0: 4 n_embd (relu2), 8/3 n_embd (swig
 act = 'relu2'              # relu2 | swiglu
 qk_norm = True
 rope_base = 10000.0
+rope_2d = True             # with images: a third of the rotary pairs turns by row, a third by column
 norm_eps = 1e-6            # added to the mean square in RMSNorm
 tie = False                # output head = embedding
 zero_init = True           # output projections start at 0

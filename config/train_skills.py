@@ -9,14 +9,13 @@ Weights are per document: of the positions scenes are about 40%, objects and cha
 scenes, and of objects what needs no shape. Reading charts, thinking in pictures, drawing shapes want more; README has the table.
 """
 out_dir = 'out-skills'
-dataset = 'scenes:6+objects:0.9+charts:0.6+visual:1.2+speech:4'
-n_head = 8
+dataset = 'scenes:6+objects:1.2+charts:0.6+visual:0.8+speech:3'
 block_size = 512
 tokens_per_step = 2560
 micro_rows = 5
 flow_draws = 2
 image_weight = 0.3
-max_steps = 4800
+max_steps = 6400
 save_every = 200
 eval_docs = 100
 skills = 200

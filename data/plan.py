@@ -2,9 +2,9 @@
 What a step costs on paper: memory of each GPU, bytes on each link, idle time, seconds and MFU of a layout on a cluster. data/layouts.py
 searches with it, data/cluster.py runs the same times as events on all ranks; `python parallel.py plan` is the command.
 
-The bytes are those that tests/bench/memory.py and comm.py hold the code to; operations and activations are model.count_*. Times: matrix
-products at EFFICIENCY of the peak (the one constant that was fitted, to one published run: tests/bench/plan.py), attention at ATTENTION of
-it, everything else at the speed of memory, collectives as rings with a latency per step. What overlaps in the code overlaps here: ZeRO's
+The bytes are those that tests/bench/memory.py and comm.py hold the code to; operations are model.count_flops(). Times: matrix products at
+EFFICIENCY of the peak (the one constant that was fitted, to one published run: tests/bench/plan.py), attention at ATTENTION of it,
+everything else at the speed of memory, collectives as rings with a latency per step. What overlaps in the code overlaps here: ZeRO's
 reductions with the backward pass, its gathers with the forward pass, K and V on their ring with attention. All positions are taken for
 text, each row for one document. sp is on wherever tp is: the same bytes, less memory.
 
@@ -15,7 +15,7 @@ from collections import Counter
 from copy import copy
 from functools import lru_cache
 import torch
-from model import D, N_FREQ, count_activations, count_flops
+from model import D, N_FREQ, count_flops
 from parallel import split_layers
 
 # A cluster. flops, flops8: dense operations per second of one GPU in bfloat16, in 8 bits; memory: its bytes; hbm: bytes per second of its
@@ -32,6 +32,33 @@ ROOM = 0.90          # of the memory may be planned for; the rest is left to the
 LOGIT = 40           # bytes moved per logit: bfloat16 and float32 written and read, softmax, gradient (parallel._LinearCrossEntropy)
 ADD = 10             # bytes moved per parameter when a gradient is added in float32
 BLOCKS = 'dense', 'moe'
+
+
+def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1,
+                      sp=False):
+    """
+    Bytes kept from one microbatch's forward pass for its backward pass, by part: rows * T positions on this rank, numbers of targets and of
+    payloads of each kind, `width` bytes per number of the compute type; attention by a fused kernel, which keeps q, k, v, its output and a
+    log-sum-exp. layers: of this stage. With tp each rank keeps its heads and hidden units, with sp also its T-slice of what lies between.
+    """
+    C, hd, kv, W, n = cfg.n_embd, cfg.hd, cfg.n_kv_head * cfg.hd, cfg.flow_width, rows * T
+    layers = range(cfg.n_layer) if layers is None else layers
+    between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
+    heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
+    norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
+    # v is a view of the projection of both; log-sum-exp: float32
+    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width
+    if cfg.qk_norm:
+        attention += (heads * hd + heads + kvs + kvs // hd) * n
+    mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
+    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
+                                     + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
+    out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
+    if not layers or layers[0] == 0:
+        out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
+    if not layers or layers[-1] == cfg.n_layer - 1:
+        out['heads'] = (norm + txt * C + flow) * width + cfg.vocab_size // tp * C * 4
+    return out
 
 
 # ---------------------------------------------------------------- what a rank holds
@@ -69,7 +96,7 @@ def weights(cfg, l, part):
 
 def kept(cfg, l, T, part, width=2, again=0):
     """
-    Bytes that a part keeps from one microbatch's forward pass for the backward pass: model.count_activations, and for a MoE block what it
+    Bytes that a part keeps from one microbatch's forward pass for the backward pass: count_activations(), and for a MoE block what it
     keeps beside its shared expert. again: the share that is run again and not kept.
     """
     n, t, c = l['rows'] * T // l['cp'], l['tp'], copy(cfg)         # the last of three layers: it is counted with heads, without embedding

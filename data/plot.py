@@ -63,3 +63,12 @@ def save_plot(path, panels, columns=2):
                     d.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
                 d.text((x0 + 8, y0 + 6 + 13 * shown.index(c)), c, colour)
     picture.save(path)
+
+def save_curves(out):
+    """out/curves.png: what history() has of a run."""
+    vals, steps = history(out)
+    curve = lambda x, part, key: [(v[x], v[2][part][key]) for v in vals if part in v[2] and key in v[2][part]]
+    save_plot(Path(out) / 'curves.png', [
+        ('solved', 'tokens drawn', True, {f'{x} pass@{k}': curve(1, x, f'pass{k}') for x in ('held', 'harder') for k in (1, 4, 16)}),
+        ('tokens of a rollout', 'step', False, {x: curve(0, x, 'length') for x in ('held', 'harder')}),
+        *((k, 'step', False, {'training': [(n, f[k]) for n, f in steps]}) for k in ('pass1', 'entropy', 'dropped', 'length'))])

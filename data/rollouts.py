@@ -30,6 +30,20 @@ def repeated(ids, n=8):
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def figures(groups, steps):
+    """
+    What the log shows of some rollouts: lists of those of rl.ask(). steps: of the task, (problem, thought) -> how many of its steps are
+    right, and how many there are. entropy: nats per drawn token, estimated by minus its log-probability.
+    """
+    every = [o for g in groups for o in g]
+    mean = lambda xs: float(np.mean(xs)) if len(xs) else 0.0
+    right, total = np.sum([(0, 0)] + [steps(o['problem'], o['thought']) for o in every if o['done']], 0)
+    return dict(pass1=mean([o['r'] for o in every]), length=mean([o['n'] for o in every]), truncated=mean([not o['done'] for o in every]),
+                length_right=mean([o['n'] for o in every if o['r'] > 0]), length_wrong=mean([o['n'] for o in every if o['r'] == 0]),
+                skill=float(right / max(total, 1)), entropy=-mean(np.concatenate([o['logp'][o['w'] > 0] for o in every])),
+                repeat=mean([repeated(o['ids']) for o in every]), disagree=sum(o['r'] != o['second'] for o in every))
+
+
 def alarms(f, first):
     """Figures now and in step 1 -> [what is wrong, and what to change]."""
     get = lambda k: f.get(k, 0)

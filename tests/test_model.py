@@ -17,7 +17,7 @@ from toy import codec
 TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
-TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, tie=True, qk_norm=False, smear=2, ngram=toy.PAST + 1, ngram_rows=101)
+TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, ngram=toy.PAST + 1, ngram_rows=101)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -298,7 +298,13 @@ def by_the_book(model, b):
     f = torch.stack([torch.cat([(c * waves).sin(), (c * waves).cos(), torch.ones(1)]) * (c >= 0)
                      for c in b['rc'].flatten()]).view(len(b['rc']), -1)
     x = (x + torch.zeros_like(x).index_add(0, b['rc_i'], f.to(x.dtype) @ P['coord_in'].t())).view(B, T, -1)
-    angle = b['pos'][:, :, None, None].float() * cfg.rope_base ** (-torch.arange(0, hd, 2).float() / hd)
+    n_axis = hd // 6 if cfg.rope_2d else 0                              # pairs that turn by the row, and by the column
+    n_seq, angle = hd // 2 - 2 * n_axis, torch.zeros(B, T, 1, hd // 2)
+    angle[..., :n_seq] = b['pos'][:, :, None, None].float() * cfg.rope_base ** (-torch.arange(n_seq) * 2 / hd)
+    wave = math.pi / 4 * 16 ** (torch.arange(n_axis) / max(1, n_axis - 1))
+    for i, (row, column, _, _) in zip(b['rc_i'], b['rc'].float()):
+        if row >= 0:                                                    # the x of a point is its row, and it has no column yet
+            angle.view(B * T, -1)[i, n_seq:] = torch.cat((row * wave, column.clamp(min=0) * wave))
     turn = torch.complex(angle.cos().double(), angle.sin().double())
     def rotate(x):
         z = torch.complex(x[..., ::2], x[..., 1::2]) * turn

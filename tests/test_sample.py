@@ -335,7 +335,7 @@ def test_insertions_are_read_and_the_row_goes_on():
             inserted.append((row, len(row.ids), codec.encode(given[len(inserted) % 5])['ids'].tolist()))
             return given[(len(inserted) - 1) % 5]
     engine = Engine(model, codec, rows=3, max_patches=6, flow_steps=3, on_stop=on_stop)
-    rows = [engine.add(p, index=i, seed=1, max_new=16, stop=[sp['point']]) for i, p in enumerate(prompts())]
+    rows = [engine.add(p, index=i, seed=1, max_new=24, stop=[sp['point']]) for i, p in enumerate(prompts())]
     engine.run()
     assert len(inserted) >= 10
     for i, r in enumerate(rows):

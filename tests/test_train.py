@@ -527,16 +527,17 @@ def test_another_model_in_out_dir_is_refused(machine, whole, tmp_path, flag):
     one_line(r, f'{key}={old}', f'{key}={value}', 'out_dir')
     assert steps(out) == [4] and (out / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
 
-def test_a_checkpoint_from_before_a_key_was_there(machine, whole, tmp_path):
-    """It had what is now the key's default; another value is refused as ever."""
+@pytest.mark.parametrize('key, was, other', [('norm_eps', '1e-06', '0.001'), ('rope_2d', 'false', 'true')])
+def test_a_checkpoint_from_before_a_key_was_there(machine, whole, tmp_path, key, was, other):
+    """It had what is now the key's default, but pictures had no rotary axes then; another value is refused as ever."""
     out = copy_of(whole, tmp_path / 'out', 4)
     path = out / 'step_00000004/manifest.json'
     m = json.loads(path.read_text())
-    del m['crc'], m['model']['norm_eps']
+    del m['crc'], m['model'][key]
     body = json.dumps(m)
     path.write_text(f'{body[:-1]}, "crc": {zlib.crc32(body.encode())}}}')
-    one_line(machine.train(out, *MOE, '--norm_eps=0.001'), 'norm_eps=1e-06', 'norm_eps=0.001')
-    r = machine.train(out, *MOE, '--max_steps=5')
+    one_line(machine.train(out, *MOE, f'--{key}={other}'), f'{key}={was}', f'{key}={other}')
+    r = machine.train(out, *MOE, f'--{key}={was}', '--max_steps=5')
     assert r.code == 0 and 'going on from' in r.out, r.err
 
 @pytest.mark.parametrize('muon', [True, False])

@@ -6,7 +6,7 @@ activations.
 
 State: bfloat16 with AdamW, every ZeRO stage over 1, 2 and 4 ranks, dense and with experts; equal to the byte. In use: the largest sum of
 gathered parameters (stage 3) and of whole gradients (stages 2 and 3) in a step, at most what two parts of the model need. Activations: what
-autograd holds between forward and backward pass, by model.count_activations, with and without recompute, tp and sp; within 2%. Masks and
+autograd holds between forward and backward pass, by plan.count_activations, with and without recompute, tp and sp; within 2%. Masks and
 batches are not counted.
 """
 import json, sys
@@ -15,7 +15,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import torch
 import optim_zero, toy
 from configurator import configure
-from model import ModelConfig, build, count_activations
+from data.plan import count_activations
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import forward_backward, make_mesh
 from test_parallel import ranks

@@ -43,8 +43,7 @@ def configure(space, argv=None):
 
     if '--help' in argv or '-h' in argv:
         usage = [f'usage: python {script.name} [config/x.py ...] [--key=value ...]', space.get('__doc__') or '']
-        print(*usage, *help_lines, sep='\n', flush=True) if master else None
-        sys.exit(0)
+        sys.exit(print(*usage, *help_lines, sep='\n', flush=True) if master else None)  # with status 0
     for arg in [a for a in argv if not a.startswith('-')]:
         if not arg.endswith('.py'):
             fail(f'{arg!r} is neither a config file (.py) nor a flag: write --key=value, with = and without spaces')
@@ -87,7 +86,8 @@ def cast(value, kind, is_text):
 def read_script(source, space):
     """source: the script's text -> ({key: default}, lines of help: every key with the comments above and beside it)."""
     tree, lines, values, text, done = ast.parse(source), source.split('\n'), {}, [], 0
-    call = min(n.lineno for n in ast.walk(tree) if 'configure' in (getattr(n, 'id', 0), getattr(n, 'attr', 0)))
+    calls = (n.lineno for n in ast.walk(tree) if 'configure' in (getattr(n, 'id', 0), getattr(n, 'attr', 0)))
+    call = min(calls, default=len(lines) + 1)  # under another name: whatever has been assigned by now
     top = [s for s in tree.body if not isinstance(s, (ast.FunctionDef, ast.ClassDef, ast.For))]
     for a in [a for s in top for a in ast.walk(s) if isinstance(a, (ast.Assign, ast.AnnAssign)) and a.lineno < call]:
         names = [n.id for n in ast.walk(a) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]

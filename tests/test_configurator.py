@@ -314,6 +314,13 @@ def test_the_returned_dict_is_a_copy_fit_for_a_checkpoint(box):
     space['lr'] = 3.
     assert config['lr'] == .1
 
+def test_a_script_that_calls_it_by_another_name(tmp_path):
+    (tmp_path / 'fork.py').write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configurator import *\nkeys = configurator_of = 1\n"
+                                      "width = 2  # of it\nimport configurator as c\ngetattr(c, 'config' + 'ure')(globals())\nprint(width)\n")
+    r = subprocess.run([sys.executable, 'fork.py', '--width=3'], cwd=tmp_path, capture_output=True, text=True)
+    assert (r.returncode, r.stdout.split('\n')[-2], r.stderr) == (0, '3', '')
+
+
 def test_budget():
     lines = (ROOT / 'configurator.py').read_text().splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 120

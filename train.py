@@ -84,7 +84,7 @@ moe_balance = 1e-3         # step of the balancing bias
 image_weight = 0.2         # of the image loss beside text: drawing is learned early, answers late
 audio_weight = 0.5
 # -------- optimizer
-max_steps = 1500
+max_steps = 1800
 lr = 3e-3                  # peak learning rate of AdamW
 muon = True                # matrices inside the blocks by Muon
 muon_lr = 0.02             # their peak learning rate

@@ -242,7 +242,10 @@ def combinations(doc):
             heights = {k: int((column == v).all(1).sum()) // 4 for k, v in S.PALETTE.items()}
             found |= {(k, v) for k, v in heights.items() if v}
     elif pics:
-        found |= {(o['colour'], o['kind']) for o in T.read_picture(pics[0])}
+        for o in T.read_picture(pics[0]):                # in the named colour itself, not in a nameless one near it
+            x, y = (max(0, int(v) - 6) for v in o['centre'])
+            there = abs(pics[0][y:y + 13, x:x + 13].astype(int) - S.PALETTE[o['colour']]).max(-1) <= 8
+            found |= {(o['colour'], o['kind'])} if there.sum() >= 12 else set()
     for m in re.findall(r'[A-G](?: [A-G])+', text):
         found.add(m)
     return found
@@ -261,6 +264,23 @@ def test_held_out_combinations_never_in_training():
     for skill in ('what', 'draw', 'chart', 'play'):
         for p in T.problems(skill, 100, C, split='train'):
             assert not p['held'] and not any(map(is_held, combinations(p['prompt'] + [('text', p['answer'])])))
+
+def test_nameless_colours_are_far_from_the_named_and_only_a_shape_is_said_of_them():
+    rng, kinds = random.Random(0), set()
+    for _ in range(300):
+        sc = S.scene(rng, p_nameless=.5)
+        for o in sc.objs:
+            if o.colour not in S.PALETTE:
+                far = [np.linalg.norm(np.subtract(o.colour, c)) for c in [*S.PALETTE.values(), [S.WHITE] * 3, [S.BLACK] * 3, [S.GREY] * 3]]
+                assert min(far) > 80 and abs(sc.img[o.y:o.y + o.h, o.x:o.x + o.w].astype(int) - o.colour).max(-1).min() <= 8
+                kinds.add(o.kind)
+        for q, a in P.questions(rng, sc, C):
+            about = [o for o in sc.objs if q[0] == 'what ' and S.inside(o, sc.img.shape[:2])[
+                int(C.unloc(q[3]) * sc.img.shape[0]), int(C.unloc(q[2]) * sc.img.shape[1])]]
+            assert all(f'{o.colour} {o.kind}' == a[0] for o in about), (q, a)
+            assert q[0] != 'describe' or S.named(sc) == sc.objs
+            assert q[0] != 'how many?' or a == [str(len(sc.objs))]
+    assert kinds >= set(S.SHAPES)
 
 def test_held_out_combinations_in_validation():
     for i in range(300):

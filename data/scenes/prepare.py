@@ -33,6 +33,7 @@ n_train = 40000  # documents
 n_val = 1500
 seed = 0
 workers = 2  # processes
+p_nameless = .15  # share of objects in colours that no word names, which are asked for by their shape alone: it is learned apart from colour
 p_draw, p_chart, p_notes, p_play = .12, .09, .05, .08  # shares of the kinds of documents; the rest is ask
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
@@ -47,12 +48,13 @@ def say(parts, w=1):
     return [('text', p, w) if isinstance(p, str) else ('ids', [p], w) for p in parts]
 
 def questions(rng, sc, codec):
-    """Scene -> 1 to 7 different (question, answer). A caption comes last, since it gives the others away."""
-    kinds = rng.sample([S.what, S.shape, S.count, S.where, S.relation, S.point, S.box] * 2, 14)
-    found = []
-    for q in (k(rng, sc, codec) for k in kinds):
-        if q and len(found) < 7 and q[0] not in [f[0] for f in found]:   # a picture's positions are paid for once
-            found.append(q)
+    """
+    Scene -> 1 to 7 different (question, answer): what each object is, once, and other kinds, in any order, since what comes later may lean
+    on what was said, and so is not learned from the picture. A caption comes last: it gives all away.
+    """
+    what = lambda o: (S.what if o.colour in S.PALETTE and rng.random() < .6 else S.shape)(rng, sc._replace(objs=[o]), codec)
+    found = [*map(what, sc.objs), *(k(rng, sc, codec) for k in (S.count, S.where, S.relation, S.point, S.box))]
+    found = [q for q in rng.sample(found, len(found)) if q][:7]          # a picture's positions are paid for once
     last = S.caption(rng, sc, codec) if rng.random() < .35 else None
     if last:                                                            # alone or instead of another one
         found = [*(found[:-1] if rng.random() < .6 else []), last]
@@ -72,7 +74,7 @@ def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play))
         if kind == 'notes':
             return [*ask(codec, ['notes?'], inner=[('audio', sound, rarely())]), ('text', text), eot]
         return [*ask(codec, [] if rarely() else ['play: ' + text]), ('audio', sound), eot]
-    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held)
+    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, p_nameless=0 if held else p_nameless)
     if kind == 'chart':                                                 # up to 3 different questions
         pairs = {tuple(q): (q, a) for q, a, _ in (S.bars(rng, sc, codec) for _ in range(3))}.values()
     else:

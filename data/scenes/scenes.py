@@ -23,7 +23,7 @@ FONT = dict(zip(DIGITS, '75557 26227 71747 71717 55711 74717 74757 71111 75757 7
 HZ = {n: 1046.5 * 2 ** (s / 12) for n, s in zip('CDEFGAB', (0, 2, 4, 5, 7, 9, 11))}       # C6 to B6
 NOTE_S, RATE = .2, 8000                                                 # seconds (5 positions), samples per second
 
-Obj = namedtuple('Obj', 'colour kind x y w h')                          # x, y: upper left corner; all in pixels
+Obj = namedtuple('Obj', 'colour kind x y w h')      # colour: a name, or (r, g, b) of none; x, y: upper left corner; all in pixels
 Scene = namedtuple('Scene', 'img objs')                                 # uint8 (H, W, 3), [Obj]
 Chart = namedtuple('Chart', 'img bars')                                 # uint8 (32, 32, 3), [(colour, height 1 to 6)]
 
@@ -52,7 +52,7 @@ def paint(rng, hw, back, objs):
     img = np.full((*hw, 3), back, np.float32)
     for o in objs:
         a, part = mask(o.kind, o.w, o.h)[..., None], img[o.y:o.y + o.h, o.x:o.x + o.w]
-        part += a * (np.float32([c + rng.randint(-8, 8) for c in PALETTE[o.colour]]) - part)
+        part += a * (np.float32([c + rng.randint(-8, 8) for c in PALETTE.get(o.colour, o.colour)]) - part)
     return np.clip(np.rint(img), 0, 255).astype(np.uint8)
 
 def pick(rng, held, p_digit, colour=None):
@@ -63,9 +63,16 @@ def pick(rng, held, p_digit, colour=None):
     colour = colour or rng.choice(COLOURS)
     return colour, rng.choice([k for k in kinds if (colour, k) not in out])
 
-def scene(rng, held=False, n=0):
+def nameless(rng):
+    """-> (r, g, b) far from every colour that has a name, and from the backgrounds."""
+    while True:
+        rgb = tuple(rng.randrange(256) for _ in range(3))
+        if all(sum((a - b) ** 2 for a, b in zip(rgb, c)) > 80 ** 2 for c in (*PALETTE.values(), *((g,) * 3 for g in (WHITE, BLACK, GREY)))):
+            return rgb
+
+def scene(rng, held=False, n=0, p_nameless=0):
     """n objects (0: one to three) apart from each other -> Scene; held: one of them is a held-out combination, else
-    none is. In 30% of the scenes two share their colour, otherwise all colours differ."""
+    none is. In 30% of the scenes two share their colour, otherwise all differ. p_nameless: share of objects without a named one."""
     n, (H, W) = n or rng.randint(1, 3), rng.choice(SIZES)
     twins, what, objs = n > 1 and rng.random() < .3, [], []
     while len(what) < n:
@@ -73,6 +80,8 @@ def scene(rng, held=False, n=0):
         new = pick(rng, held and not what, .12, what[0][0] if again else None)
         if new not in what and (again or new[0] not in [c for c, _ in what]):
             what.append(new)
+    if p_nameless:
+        what = [(nameless(rng) if rng.random() < p_nameless else c, k) for c, k in what]
     while len(objs) < n:                                                # all anew if one finds no room
         objs = []
         for colour, kind in what:
@@ -130,6 +139,10 @@ def wave(rng, notes):
 # questions: each takes (rng, scene, codec) and returns (question, answer, the object or bar asked about), question and
 # answer as lists of str and ids, or None where the scene leaves it open
 
+def named(sc):
+    """The objects that can be spoken of."""
+    return [o for o in sc.objs if o.colour in PALETTE]
+
 def describe(objs):
     """'a red circle, a blue 3 and a pink ring', in the order given (canonical: from left to right)."""
     names = [f'a {o.colour} {o.kind}' for o in objs]
@@ -152,7 +165,7 @@ def what(rng, sc, codec):
             return ['what ', codec.sp['point'], x, y], [f'{o.colour} {o.kind}'], o
 
 def shape(rng, sc, codec):
-    """As what(), without the colour: what is said of a shape must not lean on the colour said before it."""
+    """As what(), without the colour, which may have no name: what is said of a shape must not lean on it."""
     (_, *at), _, o = what(rng, sc, codec)
     return ['shape ', *at], [o.kind], o
 
@@ -167,7 +180,7 @@ def count(rng, sc, codec):
 def where(rng, sc, codec):
     H, W = sc.img.shape[:2]
     off = [(2 * o.x + o.w - W, 2 * o.y + o.h - H, o) for o in sc.objs]                    # from the middle
-    clear = [m for m in off if min(abs(m[0]), abs(m[1])) >= 6]
+    clear = [m for m in off if min(abs(m[0]), abs(m[1])) >= 6 and m[2].colour in PALETTE]
     if clear:
         x, y, o = rng.choice(clear)
         return [f'where is {refer(rng, sc, o)}?'], [f'{"top" if y < 0 else "bottom"} {"left" if x < 0 else "right"}'], o
@@ -177,7 +190,7 @@ def relation(rng, sc, codec):
     tests = {'left of': lambda a, b: 2 * a.x + a.w + 8 <= 2 * b.x + b.w,
              'above': lambda a, b: 2 * a.y + a.h + 8 <= 2 * b.y + b.h,
              'larger than': lambda a, b: a.w >= b.w + 3 and area(a) > 1.25 * area(b) and {a.kind, b.kind} <= {*SHAPES}}
-    pairs = [(rel, a, b) for rel, clearly in tests.items() for a in sc.objs for b in sc.objs if clearly(a, b)]
+    pairs = [(rel, a, b) for rel, clearly in tests.items() for a in named(sc) for b in named(sc) if clearly(a, b)]
     if pairs:
         rel, a, b = rng.choice(pairs)
         yes = rng.random() < .5
@@ -185,16 +198,18 @@ def relation(rng, sc, codec):
         return [f'is {p} {rel} {q}?'], ['yes' if yes else 'no'], a
 
 def point(rng, sc, codec):
-    o = rng.choice(sc.objs)
-    return [f'point to {refer(rng, sc, o)}'], [codec.sp['point'], *locs(codec, sc.img, o.x + o.w / 2, o.y + o.h / 2)], o
+    if named(sc):
+        o = rng.choice(named(sc))
+        return [f'point to {refer(rng, sc, o)}'], [codec.sp['point'], *locs(codec, sc.img, o.x + o.w / 2, o.y + o.h / 2)], o
 
 def box(rng, sc, codec):
-    o = rng.choice(sc.objs)
-    return [f'box {refer(rng, sc, o)}'], [codec.sp['box'], *locs(codec, sc.img, o.x, o.y, o.x + o.w, o.y + o.h)], o
+    if named(sc):
+        o = rng.choice(named(sc))
+        return [f'box {refer(rng, sc, o)}'], [codec.sp['box'], *locs(codec, sc.img, o.x, o.y, o.x + o.w, o.y + o.h)], o
 
 def caption(rng, sc, codec):
     objs = sorted(sc.objs, key=lambda o: 2 * o.x + o.w)
-    if all(2 * b.x + b.w - 2 * a.x - a.w >= 6 for a, b in zip(objs, objs[1:])):
+    if len(named(sc)) == len(objs) and all(2 * b.x + b.w - 2 * a.x - a.w >= 6 for a, b in zip(objs, objs[1:])):
         return ['describe'], [describe(objs)], objs[0]
 
 def bars(rng, ch, codec):

@@ -131,10 +131,10 @@ class _Rotate(torch.autograd.Function):
 
 def turns(cfg, pos, dtype, i=None, rc=None):
     """
-    Positions (...) -> (..., 1, hd/2, 2), float32 or wider: cosine and sine of each pair's angle. With rope_2d the last two thirds of the pairs
-    turn by the row and the column, an eighth of a period to 2 of them in a picture, of the positions i (n,) that have some, rc (n, 2 or more)
-    in [0, 1], -1: none: a point finds the patches around it by their distance, whatever the picture's width. Elsewhere these pairs, which
-    would be the slow ones, stand still (as in Barbero et al. 2024, "Round and Round We Go!").
+    Positions (...) -> (..., 1, hd/2, 2), float32 or wider: cosine and sine of each pair's angle. With rope_2d the last two thirds of the
+    pairs turn by the row and by the column, an eighth of a period to 2 of them in a picture, of the positions i (n,) that have some:
+    rc (n, 2 or more) in [0, 1], -1: none. So a point finds the patches around it by their distance, whatever the picture's width. Elsewhere
+    these pairs, which would be the slow ones, stand still (as in Barbero et al. 2024, "Round and Round We Go!").
     """
     arange = lambda n: torch.arange(n, device=pos.device, dtype=torch.float32)
     n = cfg.hd // 2

@@ -315,8 +315,8 @@ def test_the_returned_dict_is_a_copy_fit_for_a_checkpoint(box):
     assert config['lr'] == .1
 
 def test_a_script_that_calls_it_by_another_name(tmp_path):
-    (tmp_path / 'fork.py').write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configurator import *\nkeys = configurator_of = 1\n"
-                                      "width = 2  # of it\nimport configurator as c\ngetattr(c, 'config' + 'ure')(globals())\nprint(width)\n")
+    (tmp_path / 'fork.py').write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport configurator as c\nwidth = 2  # of it\n"
+                                      "getattr(c, 'config' + 'ure')(globals())\nprint(width)\n")
     r = subprocess.run([sys.executable, 'fork.py', '--width=3'], cwd=tmp_path, capture_output=True, text=True)
     assert (r.returncode, r.stdout.split('\n')[-2], r.stderr) == (0, '3', '')
 

@@ -2,16 +2,14 @@
 Warm start for RL on the tasks with tools (data/pytool, lookup, peek, spawn) and on point: formats and calls, from examples of which some
 guess or come too early.
 
-    python train.py config/sft_tools.py                                              11 minutes of one core: pytool, lookup, peek
+    python train.py config/sft_tools.py                                              7 minutes of one core: pytool, lookup, peek
     python train.py config/sft_tools.py --init_from=out-sft-tools/step_00002400 --out_dir=out-sft-point \\
-        --dataset=spawn:2+point:1 --max_steps=600                                    3 minutes: point
+        --dataset=spawn:2+point:1 --max_steps=600                                    2 minutes: point
     python train.py config/sft_tools.py --init_from=out-sft-tools/step_00002400 --out_dir=out-sft-spawn \\
-        --dataset=spawn --max_steps=400                                              2 minutes: spawn
+        --dataset=spawn --max_steps=400                                              1 minute: spawn
     python rl.py config/rl_tools.py ...                                              then; see there
 
-Numbers are copied after 500 steps (the two ids before, `smear`); places in a picture are read from 1200 on. When it was run, spawn and
-point were still being mended: the first two lines saw sums in the head that were true, and half of the orchestrators ask; the first line
-other held-out sums.
+Numbers are copied after 500 steps (the two ids before, `smear`); places in a picture are read from 1200 on.
 """
 out_dir = 'out-sft-tools'
 dataset = 'pytool:1+lookup:2+peek:4+point:1+spawn:5'

@@ -9,7 +9,7 @@ Weights are per document: of the positions scenes are about 40%, objects and cha
 scenes, and of objects what needs no shape. Reading charts, thinking in pictures, drawing shapes want more; README has the table.
 """
 out_dir = 'out-skills'
-dataset = 'scenes:6+objects:1.2+charts:0.6+visual:0.8+speech:3'
+dataset = 'scenes:6+objects:1.2+charts:0.3+visual:0.4+speech:4'
 block_size = 512
 tokens_per_step = 2560
 micro_rows = 5

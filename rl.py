@@ -6,9 +6,10 @@ Reinforcement learning with verified rewards: rollouts by the engine of sample.p
     python rl.py config/rl_signs.py --max_steps=0           measures the warm start only
     torchrun --standalone --nproc_per_node=4 rl.py config/rl_signs.py --dp=2 --tp=2
 
-A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps, and
-twin (a problem in another order), if there is such a thing. An answer is the text behind the last </think> or </out>. The same command,
-started again, goes on from the last checkpoint in out_dir; Ctrl-C and SIGTERM save.
+A task is data/NAME/task.py: problem(seed, level, split), verify(problem, answer), judge (the same by another way), canary, steps, and, if
+there is such a thing, twin (a problem in another order) and credit (what the rollouts of a problem are paid, where that is not what verify
+says). An answer is the text behind the last </think> or </out>. The same command, started again, goes on from the last checkpoint in
+out_dir; Ctrl-C and SIGTERM save.
 """
 import json, math, os, random, signal, sys, time
 from dataclasses import asdict, replace
@@ -108,7 +109,8 @@ config = configure(globals())
 
 def advantages(r, n, judged, lam, len_ref, p_lo, p_hi):
     """
-    r (P, G) verified rewards in [0, 1], n tokens of thought and answer, judged bool -> shaped rewards R and advantages A, (P, G) float64:
+    r (P, G) verified rewards in [0, 1], or a task's credit(); n tokens of thought and answer, judged bool -> shaped rewards R and advantages
+    A, (P, G) float64:
         p_-i = mean_{j != i} r_j                             the solve rate of the others
         w_i  = clip((p_-i - p_lo) / (p_hi - p_lo), 0, 1)
         R_i  = r_i (1 - lam w_i min(1, n_i / len_ref))       only right answers pay: no length makes one wrong answer better than another
@@ -279,12 +281,15 @@ def ask(problems, k, number):
     k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
     n: tokens drawn, r and second: what both verifiers say; what did not end has no answer.
     """
-    encoded = [codec.encode([*turn(codec, p['question'], p.get('images', ())), *reports(codec, p.get('reports', ()))]) for p in problems]
+    roles = lambda p: [[('ids', [codec.sp[x] for x in role], 0)] for role in p.get('roles', [()])]       # rollouts have them in turn
+    starts = [[codec.encode([*turn(codec, p['question'], p.get('images', ())), *reports(codec, p.get('reports', ())), *role])
+               for role in roles(p)] for p in problems]
+    encoded = [s[j % len(s)] for s in starts for j in range(k)]
     if (n := max(len(e['ids']) for e in encoded) + max_new) > block_size:
         die(f'block_size={block_size} is less than a prompt and max_new={max_new}: use --block_size={-(-n // 64) * 64} or less --max_new')
-    rolls = rollout([e for e in encoded for _ in range(k)], [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)
-    for i, o in enumerate(rolls):
-        p, e = problems[i // k], encoded[i // k]
+    rolls = rollout(encoded, [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)
+    for i, (o, e) in enumerate(zip(rolls, encoded)):
+        p = problems[i // k]
         thought, answer = split(codec, o['ids'])
         r, second = (float(f(p, answer)) if o['done'] else 0.0 for f in (job.verify, job.judge))
         o.update(problem=p, first=len(e['ids']), thought=thought, answer=answer, n=int(o['w'].sum()), r=r, second=second)
@@ -409,7 +414,9 @@ while step < max_steps:
         ls = [random.Random(f'{seed}/{i}').choices(now, odds)[0] for i in range(asked, asked + n)]
         new = ask([job.problem(f'{seed}/{i}', l, 'train') for i, l in enumerate(ls, asked)], group, 8 + step * rounds + k)
         groups, asked = groups + new, asked + n
-        r, length, done = (np.array([[o[x] for o in g] for g in new], np.float64) for x in ('r', 'n', 'done'))
+        if hasattr(job, 'credit'):                     # what rollouts of a group are paid depends on the others
+            job.credit(new, lambda ps, n: ask(ps, n, (1 << 32) + step * rounds + k))
+        r, length, done = (np.array([[o.get(x, o['r']) for o in g] for g in new], np.float64) for x in ('pay', 'n', 'done'))
         for g, a in zip(new, advantages(r, length, (done > 0) | budget, lam_now, len_ref or max_new, p_lo, p_hi)[1]):
             if np.abs(a).max() > 1e-9 and len(kept) < prompts:
                 kept.append(g), A.append(a)

@@ -1,0 +1,26 @@
+"""
+RL of the agents (data/team): 8 with roles search on a problem of `twice`, each is paid half for its own report and half for what it adds to
+the orchestrator's answer, which is that of the same model and is not learned from.
+
+    python train.py config/sft_twice.py                 first
+    python data/merge/prepare.py
+    python rl.py config/rl_merge.py                     an orchestrator that knows whom to believe
+    python rl.py config/rl_team.py
+    python tests/bench/contemplate.py --out_dir=out-rl-team
+"""
+init_from = 'out-rl-merge'
+out_dir = 'out-rl-team'
+task = 'team'
+levels = '6'
+harder = '7'
+max_new = 75
+budget = True
+block_size = 192
+prompts = 16
+group = 8
+rounds = 1
+max_steps = 60
+lr = 1e-4
+eval_every = 20
+eval_samples = 16
+min_skill = 0.8

@@ -434,7 +434,7 @@ while step < max_steps:
     out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0, learned=0)
     dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
     f = dict(figures(groups, job.steps), **out, dropped=dropped, groups=len(kept), lam=lam_now)
-    first, step, t2 = first or dict(entropy=f['entropy']), step + 1, time.time()
+    first, step, t2 = first or {k: f[k] for k in ('entropy', 'truncated')}, step + 1, time.time()
     if lam and ramp_at < 0 and np.mean([rates[str(l)] for l in now]) >= lam_from:
         ramp_at = step
         say(f'step {step}: the solve rate has reached {lam_from}: thinking costs from here on, up to lam={lam} in {lam_ramp} steps')

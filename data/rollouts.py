@@ -50,7 +50,8 @@ def alarms(f, first):
     return [say for bad, say in (
         (f['entropy'] < 0.1 * first['entropy'], f'entropy {f["entropy"]:.4f}: it has collapsed: lower --lr, or raise --kl'),
         (f['repeat'] > 0.5, f'{f["repeat"]:.0%} of 8-grams are repetitions: it goes round in circles: lower --lr, or raise --lam'),
-        (f['truncated'] > 0.25, f'{f["truncated"]:.0%} of rollouts are truncated: lengths explode: raise --max_new, or --lam'),
+        (f['truncated'] > first.get('truncated', 0) + 0.25,
+         f'{f["truncated"]:.0%} of rollouts are truncated: lengths explode: raise --max_new, or --lam'),
         (f['disagree'] > 0, f'{f["disagree"]} answers divide the two verifiers: one is wrong, or gamed: read `strange` in metrics.jsonl'),
         (get('canary') > 0, f'{get("canary")} rewards for problems without a solution: the verifier is gamed: stop, and repair verify()'),
         (get('gap') > 0.15, f'{get("gap"):.0%} more solved in training than held-out: learned by heart: lower --epochs or --lr'),

@@ -375,6 +375,30 @@ def test_problems_of_merge(tmp_path, monkeypatch):
     merge.frozen.cache_clear()
 
 
+def test_an_agent_of_a_team_is_paid_half_for_what_it_adds():
+    """Two that found the same add nothing to one another; a guess, or nothing, earns nothing; who misleads pays."""
+    from data.team import task as team
+    p = team.problem(0, 6)
+    hit = next(w for s in itertools.product('+-', repeat=6) if twice.verify(p, w := twice.word(s)))
+    miss = hit.swapcase()
+    assert twice.verify(p, miss) == 0 and len(p['roles']) == len({tuple(r) for r in p['roles']}) == team.AGENTS
+    for answer, right in ((f'<report>{hit}</report>', 1), (f'<report>?{hit}</report>', 0), (hit, 0), (f'<report>{hit}', 0), (None, 0), ('', 0)):
+        assert team.verify(p, answer) == team.judge(p, answer) == right, answer
+    asked = []
+    def ask(problems, k):
+        """An orchestrator that believes any miss, else any hit, and is paid as whoever answers."""
+        asked.extend(problems)
+        said = [miss if miss in q['reports'] else hit if hit in q['reports'] else 'x' for q in problems]
+        return [[dict(r=team.verify(q, a))] * k for q, a in zip(problems, said)]
+    for reports, pay in (((hit, '?ABCDEF', None), (1, 0, 0)), ((hit, hit, None), (.5, .5, 0)), ((hit, miss, None), (.5, -.5, 0))):
+        group = [dict(problem=p, answer=s and f'<report>{s}</report>', r=float(s == hit)) for s in reports]
+        asked.clear()
+        team.credit([group], ask)
+        assert tuple(o['pay'] for o in group) == pay
+        assert [sorted(q['reports']) for q in asked] == [sorted(s for j, s in enumerate(reports) if s and j != out) for out in (-1, 0, 1, 2)]
+        assert all(q['roles'] == [()] and q['question'] == p['question'] for q in asked)
+
+
 def test_steps_of_twice_see_what_is_wrong():
     p = twice._make([[3, 4, 2], [1, 9, 3]], [5, 5])                   # 3+4-2 = 5; 1+9-3 = 7; -3+4+2 = 3; 3-4+2 = 1
     assert twice.steps(p, 'A2b6c8x') == (4, 4) and twice.steps(p, 'A2B8c0,A4B5c8x') == (8, 8)

@@ -9,6 +9,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -502,6 +503,7 @@ def test_alarms_name_what_is_wrong_and_only_that():
                                       ('twin', 0.4, 'another order', '--lr')):
         said, = alarms(dict(fine, **{key: value}), first)
         assert word in said and way_out in said
+    assert alarms(dict(fine, truncated=0.5), dict(first, truncated=0.4)) == []            # they were as long in the beginning
     circles = codec.text('3+7-5x' * 12)
     assert repeated(circles) > 0.8 and repeated(codec.text('3+7-5x3+7+9x3-1+3x')) < 0.3 and repeated([1, 2]) == 0
     assert alarms(dict(fine, repeat=repeated(circles)), first)
@@ -552,6 +554,32 @@ def whole(machine, warm):  # noqa: F811
     r, = go(machine, warm, machine.path / 'rl', '--max_steps=4', *MORE)
     assert r.code == 0, r.err
     return machine.path / 'rl', r.out
+
+
+def test_rollouts_have_their_roles_in_turn_and_are_paid_together(machine, warm, tmp_path):  # noqa: F811
+    """A task whose every second rollout is right, but who pays all alike: nothing is learned; its canaries and held-out problems pay, too."""
+    (machine.path / 'data/paid').mkdir()
+    (machine.path / 'data/paid/task.py').write_text(f"""from itertools import count
+from data.signs import task as signs
+from data.signs.task import LEVELS, steps
+problem = lambda *a: dict(signs.problem(*a), roles=[['agent', 'r0'], ['r3']])
+canary, first, second = problem, count(), count()
+verify, judge = lambda p, answer: next(first) % 2.0, lambda p, answer: next(second) % 2.0
+def credit(groups, ask):
+    other, = ask([dict(groups[0][0]['problem'], roles=[()])], 3)
+    with open({str(tmp_path / 'seen')!r}, 'a') as f:
+        for g in [*groups, other]:
+            print(*(int(o['doc']['ids'][o['first'] - 1]) for o in g), file=f)
+            for o in g:
+                o['pay'] = 0.5
+""")
+    r, = go(machine, warm, tmp_path / 'out', '--task=paid', '--max_steps=1', '--eval_every=0', '--rounds=1', '--budget=true', '--max_new=8')
+    shutil.rmtree(machine.path / 'data/paid')
+    assert r.code == 0, r.err
+    sp, (step,) = codec.sp, [x for x in records(tmp_path / 'out') if 'learned' in x]
+    roles = [sp['r0'], sp['r3']] * 2
+    assert [[int(x) for x in line.split()] for line in open(tmp_path / 'seen')] == [roles] * 4 + [[sp['assistant']] * 3]
+    assert step['learned'] == 0 and step['groups'] == 0 and step['pass1'] <= .5
 
 
 MORE = '--kl=0.01 --epochs=2 --rescore=true --lam=0.3 --lam_from=0.1 --lam_ramp=2 --eval_every=1 --eval_growth=2'.split()

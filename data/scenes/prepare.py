@@ -10,7 +10,7 @@ Documents, every one short, so that a model of 1-2 M parameters learns them in m
     notes    <user><boa> ... <eoa>notes?<assistant>C E G<eot>
     play     <user>play: C E G<assistant><boa> ... <eoa><eot>
 Questions have weight 0, answers 1. The picture or sound before a question is learned in 10% of the documents. 10% of
-the draw and play prompts are empty, <user><assistant>, for guidance.
+the draw and play prompts are empty, <user><assistant>, for guidance. Objects whose colour has no name go by `shape` alone.
 
 Document i of a split depends on (seed, split, i) only. The training split never contains a held-out combination
 (colour with shape or digit, colour with height of bar, melody: listed in scenes.py). In the validation split every even

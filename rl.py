@@ -13,7 +13,6 @@ out_dir; Ctrl-C and SIGTERM save.
 """
 import json, math, os, random, signal, sys, time
 from dataclasses import asdict, replace
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 import numpy as np
@@ -23,7 +22,7 @@ from configurator import configure
 from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, tidy, together
 from data.codec import BadInput, Codec
 from data.plot import save_curves
-from data.rollouts import alarms, figures, pack, pass_at, split
+from data.rollouts import alarms, figures, pack, passes, refusals, split
 from model import ModelConfig, Muse, build
 from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world
@@ -109,8 +108,7 @@ config = configure(globals())
 
 def advantages(r, n, judged, lam, len_ref, p_lo, p_hi):
     """
-    r (P, G) verified rewards in [0, 1], or a task's credit(); n tokens of thought and answer, judged bool -> shaped rewards R and advantages
-    A, (P, G) float64:
+    r (P, G) verified rewards in [0, 1], or a task's pay; n tokens drawn, judged bool -> shaped rewards R and advantages A, (P, G) float64:
         p_-i = mean_{j != i} r_j                             the solve rate of the others
         w_i  = clip((p_-i - p_lo) / (p_hi - p_lo), 0, 1)
         R_i  = r_i (1 - lam w_i min(1, n_i / len_ref))       only right answers pay: no length makes one wrong answer better than another
@@ -281,10 +279,9 @@ def ask(problems, k, number):
     k rollouts of each problem, judged -> lists of k dicts: those of rollout() with problem, doc and first (see pack), thought, answer,
     n: tokens drawn, r and second: what both verifiers say; what did not end has no answer.
     """
-    roles = lambda p: [[('ids', [codec.sp[x] for x in role], 0)] for role in p.get('roles', [()])]       # rollouts have them in turn
-    starts = [[codec.encode([*turn(codec, p['question'], p.get('images', ())), *reports(codec, p.get('reports', ())), *role])
-               for role in roles(p)] for p in problems]
-    encoded = [s[j % len(s)] for s in starts for j in range(k)]
+    starts = [[codec.encode([*turn(codec, p['question'], p.get('images', ())), *reports(codec, p.get('reports', ())),
+                             ('ids', [codec.sp[x] for x in role], 0)]) for role in p.get('roles', [()])] for p in problems]
+    encoded = [s[j % len(s)] for s in starts for j in range(k)]                # rollouts have the roles in turn
     if (n := max(len(e['ids']) for e in encoded) + max_new) > block_size:
         die(f'block_size={block_size} is less than a prompt and max_new={max_new}: use --block_size={-(-n // 64) * 64} or less --max_new')
     rolls = rollout(encoded, [p.get('ctx') if tools else None for p in problems for _ in range(k)], number)
@@ -307,12 +304,12 @@ def evaluate(n):
         ps = (job.problem(f'eval/{i}', ls[i % len(ls)], 'held') for i in range(8 * n))
         ps = {str([v for k, v in p.items() if k not in ('images', 'ctx', 'reports')]): p for p in ps}             # distinct
         groups = ask(list(ps.values())[:n], eval_samples, number)
-        right, o = [sum(o['second'] > 0 for o in g) for g in groups], groups[0][0]
+        o = groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
         out[part] = f = dict(figures(groups, job.steps), problems=len(groups), sample=sample)
-        f.update({f'pass{k}': float(np.mean([pass_at(k, c, eval_samples) for c in right])) for k in (1, 4, 16) if k <= eval_samples})
-        passes = ' '.join(f'pass@{k[4:]} {x:.3f}' for k, x in f.items() if k[:4] == 'pass')
-        say(f"step {step:04d} {part:>6s} | {passes} | len {f['length']:.1f} (right {f['length_right']:.1f}, wrong "
+        f.update(passes(groups))
+        solved = ' '.join(f'pass@{k[4:]} {x:.3f}' for k, x in f.items() if k[:4] == 'pass')
+        say(f"step {step:04d} {part:>6s} | {solved} | len {f['length']:.1f} (right {f['length_right']:.1f}, wrong "
             f"{f['length_wrong']:.1f}) | skill {f['skill']:.1%} | truncated {f['truncated']:.1%} | "
             f'{len(groups)} problems | {sample}', flush=True)
     fakes = ask([job.canary(i, trained[i % len(trained)]) for i in range(8)], 8, 2)
@@ -321,11 +318,6 @@ def evaluate(n):
     return out['held']
 
 # ---------------------------------------------------------------- one update
-
-@lru_cache(None)
-def todo(n):
-    """This rank's pipeline actions for n microbatches."""
-    return add_messages(schedule(pp_schedule, pp, n, pp_chunks), n, pp_chunks)[mesh.pp.rank] if pp > 1 else None
 
 def spread(micros, losses, n):
     """Losses of the microbatches ([] on stages that make none) -> log-probabilities (n,) float64 of all tokens, on every rank."""
@@ -348,7 +340,8 @@ def learn(rolls, A):
     logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))
     own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
     drawn, N, total, out = w > 0, len(own), prompts * group * (len_norm or max_new), {}
-    ref = scores(reference, micros, N) if kl else logp
+    ref, n = scores(reference, micros, N) if kl else logp, len(micros)
+    todo = add_messages(schedule(pp_schedule, pp, n, pp_chunks), n, pp_chunks)[mesh.pp.rank] if pp > 1 else None
     shape = (micro_rows, block_size // cp // (tp if mesh.sp else 1), cfg.n_embd)
     for e in range(epochs):
         new = scores(models, micros, N) if rescore or e else logp
@@ -357,8 +350,8 @@ def learn(rolls, A):
         c[:-1][drawn], out['clipped'] = coefficients(*tokens, total, loss, clip_low, clip_high, tis, kl)
         for b, where in micros:
             b['txt_w'] = torch.from_numpy(c[where]).to(b['txt_w'])
-        opt.start(len(micros))
-        losses = forward_backward(models, [b for b, _ in micros], mesh, todo(len(micros)), shape, compute, device)
+        opt.start(n)
+        losses = forward_backward(models, [b for b, _ in micros], mesh, todo, shape, compute, device)
         seen = spread(micros, losses, N)
         out['gnorm'] = opt.step(lr * min(1.0, (step + 1) / (warmup + 1), lr_hold / (step + 1) if lr_hold else 1.0))
         if e == 0:                                     # what the trainer thought before the update, for nothing
@@ -391,13 +384,8 @@ while 0 < at < max_steps:
 began = time.time()
 if step == 0:
     f = evaluate(last_problems)
-    for ok, why in (
-            (f['skill'] >= min_skill, f"{f['skill']:.1%} of the steps in the warm start's thoughts are right, RL wants {min_skill:.0%}, "
-             f'or it loses more than it finds: train it longer (config/sft_{task}.py, more --max_steps), or accept it by --min_skill'),
-            (f['truncated'] <= 0.1 or budget, f"{f['truncated']:.0%} of its rollouts do not end within max_new={max_new}: raise it"),
-            (f.get('pass16') != 0, f'pass@16 is 0 at levels {levels}: there is nothing to make more of: choose easier --levels')):
-        if not ok and max_steps:
-            die(why)
+    for why in refusals(f, config) if max_steps else ():
+        die(why)
     if f.get('pass16', 1) < min(2 * f['pass1'], (1 + f['pass1']) / 2):
         say(f"pass@16 {f['pass16']:.2f} is not much more than pass@1 {f['pass1']:.2f}: RL has little to find at these levels")
 while step < max_steps:
@@ -422,9 +410,8 @@ while step < max_steps:
                 kept.append(g), A.append(a)
         if len(kept) == prompts:
             break
-    twins = groups                                     # the same problems in another order, before they are learned from
-    if step + 1 in due and hasattr(job, 'twin'):
-        twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3)
+    ordered = step + 1 in due and hasattr(job, 'twin')             # the same in another order, before they are learned from
+    twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3) if ordered else groups
     t1 = time.time()
     for g in groups:
         l = str(g[0]['problem']['level'])
@@ -432,7 +419,7 @@ while step < max_steps:
     scale = np.std(A) if std and A else 1.0
     both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if x]
     out = learn([o for o, _ in both], np.array([x for _, x in both])) if both else dict(clipped=0.0, gnorm=0.0, off=0.0, kl=0.0, learned=0)
-    dropped = float(np.mean([np.ptp([o['r'] for o in g]) == 0 for g in groups]))
+    dropped = float(np.mean([np.ptp([o.get('pay', o['r']) for o in g]) == 0 for g in groups]))
     f = dict(figures(groups, job.steps), **out, dropped=dropped, groups=len(kept), lam=lam_now)
     first, step, t2 = first or {k: f[k] for k in ('entropy', 'truncated')}, step + 1, time.time()
     if lam and ramp_at < 0 and np.mean([rates[str(l)] for l in now]) >= lam_from:
@@ -459,6 +446,5 @@ if stopped and step < max_steps:
     save()
     say(f'stopped at step {step}, saved: the same command goes on')
     sys.exit(128 + stopped[0])
-if plot and master:
-    save_curves(out_dir)
+save_curves(out_dir) if plot and master else None
 say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes; metrics in {out_dir}/metrics.jsonl')

@@ -147,9 +147,8 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
                  f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                 (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'),
-                (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'),
-                (block_size > 1, f'block_size={block_size}: use 2 or more'),
+                (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'), (block_size > 1, f'block_size={block_size}: use 2 or more'),
                 (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),

@@ -12,8 +12,8 @@ are guesses or come too early: RL learns to ask, and to ask until the end.
         --rounds=1 --eval_samples=4 --max_steps=60
     ... --tools=False --max_steps=0              calls stay without an answer
 
-pass@1 on 128 held-out problems before and after, 16 answers of each (4 of spawn; half as many without the tool), one seed, warm start and all
-in one go:
+pass@1 on 128 held-out problems before and after, 16 answers of each (4 of spawn; half as many without the tool), one seed, warm start
+and all in one go:
 
               warm start   RL      without the tool             one level harder, never trained on
     pytool    0.538        0.893   0.000, its floor 0           0.470 to 0.833

@@ -203,7 +203,8 @@ class Checkpoint:
             self.meta = json.loads(body + '}')
             if (n := self.meta.pop('format', 1)) != FORMAT:
                 raise ValueError(f'it has format {n}, and {FORMAT} is read')
-            self.meta.get('model', {}).setdefault('rope_2d', False)        # as it was before there was a choice
+            m = self.meta.get('model', {})
+            m.setdefault('rope_2d', not m.get('image', True))       # what it was before there was a choice
             self.parts = {}
             for e in self.meta.pop('tensors'):
                 self.parts.setdefault(e['name'], []).append(e)

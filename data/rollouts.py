@@ -44,6 +44,23 @@ def figures(groups, steps):
                 repeat=mean([repeated(o['ids']) for o in every]), disagree=sum(o['r'] != o['second'] for o in every))
 
 
+def passes(groups):
+    """Lists of as many rollouts each -> pass1, pass4, pass16, as far as there are so many, by the second verifier."""
+    n, right = len(groups[0]), [sum(o['second'] > 0 for o in g) for g in groups]
+    return {f'pass{k}': float(np.mean([pass_at(k, c, n) for c in right])) for k in (1, 4, 16) if k <= n}
+
+
+def refusals(f, config):
+    """Figures of the warm start -> [why rl.py does not begin with it]."""
+    skill, cut, c = f['skill'], f['truncated'], config
+    return [say for ok, say in (
+        (skill >= c['min_skill'], f"{skill:.1%} of the steps in the warm start's thoughts are right, RL wants {c['min_skill']:.0%}, or it "
+         f"loses more than it finds: train it longer (config/sft_{c['task']}.py, more --max_steps), or accept it by --min_skill"),
+        (cut <= 0.1 or c['budget'], f"{cut:.0%} of its rollouts do not end within max_new={c['max_new']}: raise it"),
+        (f.get('pass16') != 0, f"pass@16 is 0 at levels {c['levels']}: there is nothing to make more of: choose easier --levels")
+    ) if not ok]
+
+
 def alarms(f, first):
     """Figures now and in step 1 -> [what is wrong, and what to change]."""
     get = lambda k: f.get(k, 0)

@@ -382,7 +382,8 @@ def test_an_agent_of_a_team_is_paid_half_for_what_it_adds():
     hit = next(w for s in itertools.product('+-', repeat=6) if twice.verify(p, w := twice.word(s)))
     miss = hit.swapcase()
     assert twice.verify(p, miss) == 0 and len(p['roles']) == len({tuple(r) for r in p['roles']}) == team.AGENTS
-    for answer, right in ((f'<report>{hit}</report>', 1), (f'<report>?{hit}</report>', 0), (hit, 0), (f'<report>{hit}', 0), (None, 0), ('', 0)):
+    for answer, right in ((f'<report>{hit}</report>', 1), (f'<report>?{hit}</report>', 0), (hit, 0), (f'<report>{hit}', 0), (None, 0),
+                          ('', 0)):
         assert team.verify(p, answer) == team.judge(p, answer) == right, answer
     asked = []
     def ask(problems, k):
@@ -395,7 +396,8 @@ def test_an_agent_of_a_team_is_paid_half_for_what_it_adds():
         asked.clear()
         team.credit([group], ask)
         assert tuple(o['pay'] for o in group) == pay
-        assert [sorted(q['reports']) for q in asked] == [sorted(s for j, s in enumerate(reports) if s and j != out) for out in (-1, 0, 1, 2)]
+        assert [sorted(q['reports']) for q in asked] == [
+            sorted(s for j, s in enumerate(reports) if s and j != out) for out in (-1, 0, 1, 2)]
         assert all(q['roles'] == [()] and q['question'] == p['question'] for q in asked)
 
 

@@ -557,7 +557,7 @@ def whole(machine, warm):  # noqa: F811
 
 
 def test_rollouts_have_their_roles_in_turn_and_are_paid_together(machine, warm, tmp_path):  # noqa: F811
-    """A task whose every second rollout is right, but who pays all alike: nothing is learned; its canaries and held-out problems pay, too."""
+    """A task whose every second rollout is right, but who pays all alike: nothing is learned. Without roles there are none."""
     (machine.path / 'data/paid').mkdir()
     (machine.path / 'data/paid/task.py').write_text(f"""from itertools import count
 from data.signs import task as signs
@@ -579,7 +579,7 @@ def credit(groups, ask):
     sp, (step,) = codec.sp, [x for x in records(tmp_path / 'out') if 'learned' in x]
     roles = [sp['r0'], sp['r3']] * 2
     assert [[int(x) for x in line.split()] for line in open(tmp_path / 'seen')] == [roles] * 4 + [[sp['assistant']] * 3]
-    assert step['learned'] == 0 and step['groups'] == 0 and step['pass1'] <= .5
+    assert step['learned'] == 0 and step['groups'] == 0 and step['dropped'] == 1 and 0 < step['pass1'] <= .5
 
 
 MORE = '--kl=0.01 --epochs=2 --rescore=true --lam=0.3 --lam_from=0.1 --lam_ramp=2 --eval_every=1 --eval_growth=2'.split()

@@ -274,11 +274,13 @@ def test_nameless_colours_are_far_from_the_named_and_only_a_shape_is_said_of_the
                 far = [np.linalg.norm(np.subtract(o.colour, c)) for c in [*S.PALETTE.values(), [S.WHITE] * 3, [S.BLACK] * 3, [S.GREY] * 3]]
                 assert min(far) > 80 and abs(sc.img[o.y:o.y + o.h, o.x:o.x + o.w].astype(int) - o.colour).max(-1).min() <= 8
                 kinds.add(o.kind)
-        for q, a in P.questions(rng, sc, C):
+        asked = P.questions(rng, sc, C)
+        assert sum(q[0] in ('what ', 'shape ') for q, _ in asked) <= len(sc.objs)          # each once
+        for q, a in asked:
             about = [o for o in sc.objs if q[0] == 'what ' and S.inside(o, sc.img.shape[:2])[
                 int(C.unloc(q[3]) * sc.img.shape[0]), int(C.unloc(q[2]) * sc.img.shape[1])]]
             assert all(f'{o.colour} {o.kind}' == a[0] for o in about), (q, a)
-            assert q[0] != 'describe' or S.named(sc) == sc.objs
+            assert '(' not in ''.join(x for x in q + a if isinstance(x, str)) and (q[0] != 'describe' or S.named(sc) == sc.objs), (q, a)
             assert q[0] != 'how many?' or a == [str(len(sc.objs))]
     assert kinds >= set(S.SHAPES)
 

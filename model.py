@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from parallel import (Spec, all_gather, all_reduce, attention, attention_mask, copy_to, embed_partial, enter_tp, gather_from,
+from parallel import (all_gather, all_reduce, attention, attention_mask, copy_to, count, embed_partial, enter_tp, gather_from,
                       init_params, leave_tp, linear, linear_cross_entropy, moe, my_slice, param, reduce_from, solo_mesh, split_layers,
                       split_to)
 
@@ -117,6 +117,11 @@ class _RMSNorm(torch.autograd.Function):
         return (dy * gain).addcmul_(y, (p @ gain / len(gain))[..., None], value=-1).mul_(r), dgain, None
 
 
+def rms_norm(x, gain, eps):
+    """On CUDA torch has it as one kernel each way."""
+    return F.rms_norm(x, x.shape[-1:], gain, eps) if x.is_cuda else _RMSNorm.apply(x, gain, eps)
+
+
 class _Rotate(torch.autograd.Function):
     """Rotary positions (Su et al. 2021). x (B, T, n, hd); turn: see turns(), of these positions."""
     @staticmethod
@@ -210,7 +215,7 @@ class Norm(nn.Module):
         self.gain = param(mesh, n, std=math.nan, kind='scalar', partial=partial)
 
     def forward(self, x):
-        return _RMSNorm.apply(x, self.gain, self.eps)
+        return rms_norm(x, self.gain, self.eps)
 
 
 class Attention(nn.Module):
@@ -235,7 +240,7 @@ class Attention(nn.Module):
         q = linear(x, self.q, self.mesh).view(B, T, nh, hd)
         k, v = linear(x, self.kv, self.mesh).view(B, T, 2 * nkv, hd).split(nkv, 2)
         if self.cfg.qk_norm:
-            q, k = _RMSNorm.apply(q, self.gain, self.cfg.norm_eps), _RMSNorm.apply(k, None, self.cfg.norm_eps)
+            q, k = rms_norm(q, self.gain, self.cfg.norm_eps), rms_norm(k, None, self.cfg.norm_eps)
         q, k = _Rotate.apply(q, ctx['turn']), _Rotate.apply(k, ctx['turn'])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)      # (B, nh, T, hd)
         y = attention(q, k, v, ctx['mask'], hd ** -0.5, self.mesh)
@@ -271,7 +276,6 @@ class MoE(nn.Module):
         self.w1 = param(mesh, cfg.n_expert, n * ff, C, expert=True, std=C ** -0.5)
         self.w2 = param(mesh, cfg.n_expert, C, ff, expert=True, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
         self.register_buffer('bias', torch.zeros(cfg.n_expert))                # moved by the training loop, saved in checkpoints
-        self.bias.spec = Spec((cfg.n_expert,))
         # tokens per expert since the last step: text, image, audio
         self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)
 
@@ -286,7 +290,7 @@ class MoE(nn.Module):
         gate = gate / (gate.sum(-1, keepdim=True) + 1e-9) if self.cfg.top_k > 1 else gate
         if self.training and ctx.get('kind') is not None:
             kind = my_slice(ctx['kind'], self.mesh.tp, 1).reshape(-1, 1).expand_as(top)        # 0 text, 1 image, 2 audio, 3 padding
-            n = torch.bincount((kind * self.cfg.n_expert + top).flatten(), minlength=4 * self.cfg.n_expert)
+            n = count(kind * self.cfg.n_expert + top, 4 * self.cfg.n_expert)
             self.load += n.view(4, -1)[:3]
         y, shared = moe(flat, top, gate, self.w1, self.w2, lambda h: activation(h, self.cfg.act), self.mesh, lambda: self.shared(x))
         y = y.view_as(xs)
@@ -463,8 +467,8 @@ class Muse(nn.Module):
 
     def context(self, b, dtype):
         """What all blocks of a microbatch share: rotary angles, attention mask, kind of each position (for the experts' load)."""
-        return {'turn': turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc')), 'mask': attention_mask(b['doc'], self.mesh, dtype),
-                'kind': b.get('kind')}
+        mask = b['mask'] if 'mask' in b else attention_mask(b['doc'], self.mesh, dtype)
+        return {'turn': turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc')), 'mask': mask, 'kind': b.get('kind')}
 
     def losses(self, x, b):
         """

@@ -381,8 +381,7 @@ class Optimizer:
         copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the norm and, behind it, the sums over the world of the 1-d
         float64 tensor `more`, which travels along.
         """
-        g0 = self.units[0].grad
-        total = torch.zeros(1, dtype=g0.dtype, device=g0.device)
+        total = self.units[0].grad.new_zeros(1)
         for u, s, copies in self.copies:
             total += torch.dot(u.own[s], u.own[s]) / copies
         both = all_reduce(total if more is None else torch.cat((total.double(), more)), self.mesh.world)
@@ -390,12 +389,12 @@ class Optimizer:
         return both
 
     def zero(self):
+        torch._foreach_zero_([u.grad for u in self.units])
+        self.touched = []
         for u in self.units:
-            u.grad.zero_()
             u.done = False
         for p, _ in self.tables:
             p.pairs.clear()
-        self.touched = []
 
     # -------- the step
 
@@ -412,17 +411,20 @@ class Optimizer:
             self.steps.fill_(self.t)
             if self.clip and norm > self.clip:
                 torch._foreach_mul_([u.due for u in self.units], self.clip / norm)
-            for kind in {k: 0 for *_, k in self.runs}:                         # in order: one call for each kind
-                mine = [(u, s) for u, s, k in self.runs if k == kind]
-                lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'due', 'm', 'v')]
-                torch._fused_adamw_(*lists, [], [self.steps] * len(mine), lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
-                                    beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, amsgrad=False,
-                                    maximize=False)
-            self._muon(lr)
-            self._adagrad(lr * self.lr_scale.get('table', 1.0))
-            self.publish()
+            self.update(lr)
         self.zero()
         return norm if more is None else (norm, sums)
+
+    def update(self, lr):                                                      # a number, or a tensor of one: see data/graph.py
+        for kind in {k: 0 for *_, k in self.runs}:                             # in order: one call for each kind
+            mine = [(u, s) for u, s, k in self.runs if k == kind]
+            lists = [[getattr(u, name)[s] for u, s in mine] for name in ('master', 'due', 'm', 'v')]
+            torch._fused_adamw_(*lists, [], [self.steps] * len(mine), lr=lr * self.lr_scale.get(kind, 1.0), beta1=self.betas[0],
+                                beta2=self.betas[1], weight_decay=self.wd if kind == 'matrix' else 0.0, eps=self.eps, amsgrad=False,
+                                maximize=False)
+        self._muon(lr)
+        self._adagrad(lr * self.lr_scale.get('table', 1.0))
+        self.publish()
 
     def publish(self):
         """The parameters in the compute type from the masters; ZeRO-1 and 2 start to gather them, in the order of their use."""
@@ -477,7 +479,7 @@ class Optimizer:
             whole = {}
             for (rows, cols), items in batch.items():
                 o = orthogonalise(torch.stack([m for _, m in items]), dtype=self.dtype)
-                o = o * max(1, rows / cols) ** 0.5                             # the same spectral size per input, whatever the shape
+                o = o * (lr * -self.muon_lr * max(1, rows / cols) ** 0.5)      # the same spectral size per input, whatever the shape
                 whole.update({id(x): m for (x, _), m in zip(items, o)})
             out = [[] for _ in there]
             for x in matrices:
@@ -493,7 +495,7 @@ class Optimizer:
                     new.append(next(got[x.owner]).to(masters[-1].dtype))
             if masters:
                 torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
-                torch._foreach_add_(masters, new, alpha=-lr * self.muon_lr)
+                torch._foreach_add_(masters, new)
 
     def _adagrad(self, lr):
         """A touched row moves by its gradient over the root of all its squared norms so far: the first step has the length lr."""
@@ -508,8 +510,7 @@ class Optimizer:
         for p in (p for u in self.units for p in u.params):
             if 'ends' in p.spec.sums and self.mesh.pp.rank:                    # the tied embedding is on the first stage, too
                 continue
-            size = math.prod(p.spec.shape)
-            total += 16 * size
+            total += 16 * math.prod(p.spec.shape)
             if self.muon and p.spec.kind == 'matrix':                          # 5 times a a^T, its square, that times a;
                 for rows in p.spec.parts or p.spec.shape[-2:-1]:
                     r, c = sorted((rows, p.spec.shape[-1]))                    # the smaller side is squared
@@ -530,8 +531,7 @@ class Optimizer:
         for p, total in self.tables if not (saving and self.mesh.dpcp.rank) else ():
             yield from ((f'param/{p.spec.name}', p.spec, p.data, 0), (f'exp_avg_sq/{p.spec.name}', Spec(tuple(total.shape)), total, 0))
 
-    def loaded(self, t):
-        """After the tensors were filled from a checkpoint."""
+    def loaded(self, t):                                                       # the tensors were filled from a checkpoint
         self.t = t
         self.publish()
 

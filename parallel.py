@@ -50,52 +50,13 @@ class Mesh:
     cp_mode: str = 'ring'                                          # ring | allgather | ulysses
     host: object = None                                            # all ranks over Gloo: objects of the checkpoint, also from a thread
     fp8: str = ''                                                  # '' | tensorwise | rowwise: the linears of the blocks in 8 bits
+    compiled: bool = False                                         # torch.compile for what lies between the products of the loss, too
     queue_dw: list = None                                          # zero-bubble: linears put their weight gradient here, not computed yet
 
 
 def solo_mesh():
     """The mesh of one process."""
     return Mesh(*(Group(n) for n in ('pp', 'dp', 'cp', 'tp', 'ep', 'edp', 'dpcp', 'world', 'stage')))
-
-
-def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0,
-                 shared_ff=0, flow_width=0, T, rows, zero=0, zero_shard=0):
-    """Raises ValueError, one line with sizes that work, if this layout cannot run this model; returns dp (0: what is left of the world)."""
-    def divisors(n, most=world):
-        return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
-    if min(tp, pp, cp, ep) < 1 or dp < 0:
-        raise ValueError(f'dp={dp} tp={tp} pp={pp} cp={cp} ep={ep}: sizes are at least 1 (dp=0: what is left)')
-    if world % (tp * pp * cp) or dp * tp * pp * cp not in (0, world):
-        raise ValueError(f'dp={dp} * tp={tp} * pp={pp} * cp={cp} is not the number of processes, {world}: let the product be {world}, '
-                         'or leave dp=0')
-    dp = world // (tp * pp * cp)
-    for bad, say in (
-            (n_head % tp, f'tp={tp} does not divide n_head={n_head}: use tp of {divisors(n_head)}'),
-            (n_kv_head % tp and tp % n_kv_head,
-             f'tp={tp} and n_kv_head={n_kv_head}: one must divide the other: use tp of {divisors(n_kv_head)}'),
-            (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp,
-             f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
-             + ', '.join(str(i) for i in range(1, world + 1) if ff % i == 0 and flow_width % i == 0 and not (n_expert and shared_ff % i))),
-            (pp * v > n_layer, f'pp={pp} (times {v} chunks) exceeds n_layer={n_layer}: use pp up to {n_layer // v}'),
-            (v > 1 and pp == 1, f'pp_chunks={v} without a pipeline: use pp=2 or more, or pp_chunks=1'),
-            (ep > 1 and not n_expert, f'ep={ep} without experts: set n_expert, or ep=1'),
-            (n_expert and n_expert % ep, f'ep={ep} does not divide n_expert={n_expert}: use ep of {divisors(n_expert)}'),
-            ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
-            (cp > 1 and T % (2 * cp),
-             f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
-            ((sp or n_expert) and T // cp % tp,
-             f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
-            (zero not in (0, 1, 2, 3), f'zero={zero}: use 0, 1, 2 or 3'),
-            (zero_shard and (not zero or zero_shard < 0 or dp * cp % zero_shard),
-             f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
-            (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
-            (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
-            (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp),
-             f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
-             f'({n_head // tp} and {max(1, n_kv_head // tp)} kv): use cp_mode=ring')):
-        if bad:
-            raise ValueError(say)
-    return dp
 
 
 def make_mesh(*, dp=1, tp=1, pp=1, cp=1, ep=1, sp=False, cp_mode='ring', n_kv_head=1 << 30, tie=False, zero_shard=0):
@@ -138,6 +99,7 @@ def start_world(device, minutes=10):
     if device == 'cuda':
         device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
         torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream())                 # the default one cannot be recorded (data/graph.py)
     if world > 1:                                                  # a restart must not meet the keys of the attempt before
         agent, limit = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True', timedelta(minutes=minutes)
         meet, pulse = (dist.PrefixStore(f'attempt{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', dist.TCPStore(
@@ -302,28 +264,12 @@ def _run(function, *args):
     return function.apply(*args)
 
 
-def copy_to(x, g):
-    return x if g.size == 1 else _run(_Copy, x, g)
-
-
-def reduce_from(x, g):
-    return x if g.size == 1 else _run(_Reduce, x, g)
-
-
-def gather_from(x, g, dim, partial):
-    return x if g.size == 1 else _run(_Gather, x, g, dim, partial)
-
-
-def reduce_scatter_to(x, g, dim):
-    return x if g.size == 1 else _run(_ReduceScatter, x, g, dim)
-
-
-def split_to(x, g, dim):
-    return x if g.size == 1 else _run(_Split, x, g, dim)
-
-
-def exchange(x, g, out_splits, in_splits):
-    return x if g.size == 1 else _run(_AllToAll, x, g, out_splits, in_splits)
+def copy_to(x, g): return x if g.size == 1 else _run(_Copy, x, g)
+def reduce_from(x, g): return x if g.size == 1 else _run(_Reduce, x, g)
+def gather_from(x, g, dim, partial): return x if g.size == 1 else _run(_Gather, x, g, dim, partial)
+def reduce_scatter_to(x, g, dim): return x if g.size == 1 else _run(_ReduceScatter, x, g, dim)
+def split_to(x, g, dim): return x if g.size == 1 else _run(_Split, x, g, dim)
+def exchange(x, g, out_splits, in_splits): return x if g.size == 1 else _run(_AllToAll, x, g, out_splits, in_splits)
 
 
 # ---------------------------------------------------------------- parameters
@@ -423,7 +369,8 @@ def _product(x, w, mesh, kind=None, split=False):
         # e5m2 has an infinity: what rounds past the end goes there
         parts.append((y / scales[-1]).clamp(-most, most).to(k).contiguous())
     if x.is_cuda:
-        return torch._scaled_mm(parts[0], parts[1].t(), scale_a=scales[0], scale_b=scales[1].t(), out_dtype=x.dtype)
+        return torch._scaled_mm(parts[0], parts[1].t(), scale_a=scales[0], scale_b=scales[1].t(), out_dtype=x.dtype,
+                                use_fast_accum=kind == torch.float8_e4m3fn)            # of forward products alone
     # the same; that op crawls on CPUs
     return ((parts[0].to(x.dtype) @ parts[1].to(x.dtype).t()) * (scales[0] * scales[1].t())).to(x.dtype)
 
@@ -482,6 +429,49 @@ def embed_partial(ids, w, mesh):
     return F.embedding((ids - first).clamp(0, len(w) - 1), w) * mine[..., None]
 
 
+def _loss(logits, at, w, g, z_loss, softcap, grad):
+    """
+    logits (N, V/tp) of the compute type, at (N,) targets counted from this rank's first, weights w (N,) -> nll, lse (N,), float32 or wider,
+    and the gradient of the weighted sum in the type of the logits.
+    """
+    dtype, logits = logits.dtype, logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    mine = (at >= 0) & (at < logits.shape[1])
+    at = at.clamp(0, logits.shape[1] - 1)[:, None]
+    if g.size == 1:
+        p = torch.log_softmax(logits, 1)
+        nll = -p.gather(1, at)[:, 0]
+        lse = logits.gather(1, at)[:, 0] + nll
+        p = p.exp_()
+    else:
+        top = all_reduce(logits.amax(1), g, dist.ReduceOp.MAX)
+        p = (logits - top[:, None]).exp_()
+        part = all_reduce(torch.stack([p.sum(1), logits.gather(1, at)[:, 0] * mine]), g)
+        lse = part[0].log() + top
+        nll, p = lse - part[1], p.div_(part[0][:, None])
+    if not grad:
+        return nll, lse, None
+    d = p.mul_(((1 + 2 * z_loss * lse) * w)[:, None])
+    d.scatter_add_(1, at, (-w * mine)[:, None].to(d.dtype))
+    if softcap:
+        d *= 1 - (logits / softcap).square()
+    return nll, lse, d.to(dtype)
+
+
+@torch.compile
+def _fused_loss(logits, at, w, g, z_loss, softcap, grad):
+    """The same on one rank, in a form that becomes two kernels: large vocabularies pay for every pass over the logits."""
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    x = softcap * torch.tanh(x / softcap) if softcap else x
+    lse, here = x.logsumexp(1), torch.arange(x.shape[1], device=x.device) == at[:, None]
+    nll = lse - torch.where(here, x, 0.0).sum(1)
+    if not grad:
+        return nll, lse, None
+    d = (x - lse[:, None]).exp() * ((1 + 2 * z_loss * lse) * w)[:, None] - torch.where(here, w[:, None], 0.0)
+    return nll, lse, (d * (1 - (x / softcap).square()) if softcap else d).to(logits.dtype)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """
     Sum of w (lse - logit[y]) + z w lse^2 over N positions, with logits = softcap(h W^T) in float32, in chunks: the logits of all positions
@@ -492,37 +482,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, h, weight, y, w, mesh, z_loss, softcap, chunk, grad):
         g = mesh.tp
         first = weight.spec.blocks[0][0] if g.size > 1 else 0
-        grad = grad and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        grad, loss = grad and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]), _fused_loss if mesh.compiled and g.size == 1 else _loss
         dh, dw = None, None
         if grad:
             dh, dw = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
         for a in range(0, len(h), chunk):
             s = slice(a, a + chunk)
-            logits = F.linear(h[s], weight).to(out.dtype)
-            if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            at = y[s] - first
-            mine = (at >= 0) & (at < logits.shape[1])
-            at = at.clamp(0, logits.shape[1] - 1)[:, None]
-            if g.size == 1:
-                p = torch.log_softmax(logits, 1)
-                nll = -p.gather(1, at)[:, 0]
-                lse = logits.gather(1, at)[:, 0] + nll
-                p = p.exp_()
-            else:
-                top = all_reduce(logits.amax(1), g, dist.ReduceOp.MAX)
-                p = (logits - top[:, None]).exp_()
-                part = all_reduce(torch.stack([p.sum(1), logits.gather(1, at)[:, 0] * mine]), g)
-                lse = part[0].log() + top
-                nll, p = lse - part[1], p.div_(part[0][:, None])
-            out[0, s], out[1, s] = nll, lse
+            out[0, s], out[1, s], d = loss(F.linear(h[s], weight), y[s] - first, w[s], g, z_loss, softcap, grad)
             if grad:
-                d = p.mul_(((1 + 2 * z_loss * lse) * w[s])[:, None])
-                d.scatter_add_(1, at, (-w[s] * mine)[:, None].to(d.dtype))
-                if softcap:
-                    d *= 1 - (logits / softcap).square()
-                d = d.to(h.dtype)
                 torch.mm(d, weight, out=dh[s])
                 dw += d.t() @ h[s]
         ctx.save_for_backward(dh, dw)
@@ -579,6 +547,22 @@ def attention_mask(doc, mesh, dtype):
     return out or [None] * cp.size
 
 
+def flash_mask(doc, mesh, device):
+    """
+    The same where attention is FlashAttention (CUDA, bfloat16), from doc on the host, so that nothing waits for the device: None if all
+    rows are one document, else where the queries and the keys of each document begin, (B n + 1,) int32 both, as its varlen kernels take
+    them; ring: a list with those of each step. n: documents of a row, padding last, a multiple of 8, so that shapes are few.
+    """
+    (B, T), cp, n = doc.shape, mesh.cp, -(-(int(doc.max()) + 2) // 8) * 8
+    doc = torch.where(doc < 0, n - 1, doc).long() + n * torch.arange(B)[:, None]
+    begins = lambda cols: F.pad(torch.bincount(doc[:, cols].flatten(), minlength=n * B).cumsum(0), (1, 0)).int()
+    send = lambda x: x.pin_memory().to(device, non_blocking=True)
+    if cp.size == 1:
+        return None if n == 8 and (doc % n).max() < 1 else (send(begins(slice(None))),) * 2
+    at = [zigzag(T, cp.size, (cp.rank - s) % cp.size) for s in range(cp.size)]
+    return [tuple(send(begins(x[sl])) for x, sl in zip((at[0], at[s]), _ring_part(cp, s, len(at[0])))) for s in range(cp.size)]
+
+
 def _ring_part(cp, s, n):
     """At ring step s, of n local queries and n keys of rank (cp.rank - s): the slices between which anything can be attended."""
     whole, first, second = slice(0, n), slice(0, n // 2), slice(n // 2, n)
@@ -617,12 +601,25 @@ def _attend(q, k, v, mask, scale):
     """Attention on whole keys; mask None: causal."""
     B, nh, T, hd = q.shape
     nkv, S = k.shape[1], k.shape[2]
+    if isinstance(mask, tuple):
+        return _unpack(torch.ops.aten._flash_attention_forward(*map(_pack, (q, k, v)), *mask, T, S, 0.0, True, False, scale=scale)[0], q)
     if q.is_cuda or _fused(q, q.dtype):
         return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None, scale=scale,
                                               enable_gqa=nh != nkv)
     m = mask[:, None, None].expand(B, nkv, nh // nkv, T, S).reshape(B * nkv, nh // nkv * T, S)
     s = torch.baddbmm(m, q.reshape(B * nkv, nh // nkv * T, hd), k.reshape(B * nkv, S, hd).transpose(1, 2), alpha=scale)
     return (s.softmax(-1) @ v.reshape(B * nkv, S, hd)).view(B, nh, T, hd)
+
+
+def _pack(x):
+    """(B, n, T, hd) -> (B T, n, hd), as FlashAttention takes sequences; it wants a multiple of 8 numbers in a head."""
+    x = x.transpose(1, 2).flatten(0, 1)
+    return F.pad(x, (0, -x.shape[-1] % 8)) if x.shape[-1] % 8 else x
+
+
+def _unpack(y, x):
+    """(B T, n, ..) -> the shape of x, (B, n, T, hd)."""
+    return y[..., :x.shape[-1]].unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
 class _Ring(torch.autograd.Function):
@@ -649,14 +646,13 @@ class _Ring(torch.autograd.Function):
             if wait:
                 wait()
                 kv = nxt
-        ctx.save_for_backward(q, k, v, out, lse, *masks)
-        ctx.args = scale, g
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.args = masks, scale, g
         return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx, do):
-        q, k, v, out, lse, *masks = ctx.saved_tensors
-        scale, g = ctx.args
+        (q, k, v, out, lse), (masks, scale, g) = ctx.saved_tensors, ctx.args
         T, dq, kv = q.shape[2], torch.zeros_like(out), torch.stack((k, v))
         own, coming, home = None, None, None                       # gradients of this rank's block here; of the one it holds, on their way
         for s in range(g.size):
@@ -685,6 +681,9 @@ class _Ring(torch.autograd.Function):
 def _partial(q, kv, mask, causal, scale):
     """q (B, nh, T, hd) on a block kv (2, B, nkv, S, hd) -> output and log-sum-exp (B, nh, T, 1), float32; nothing to attend: 0, -inf."""
     (B, nh, T, hd), nkv = q.shape, kv.shape[2]
+    if isinstance(mask, tuple):
+        o, l, *_ = torch.ops.aten._flash_attention_forward(*map(_pack, (q, *kv)), *mask, T, kv.shape[3], 0.0, causal, False, scale=scale)
+        return _unpack(o, q).float(), l.masked_fill(l == math.inf, -math.inf).view(nh, B, T, 1).transpose(0, 1)    # nothing to attend: inf
     if _fused(q, q.dtype):
         o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal and mask is None, scale=scale,
                                                                           attn_mask=None if mask is None else mask[:, None])
@@ -700,6 +699,11 @@ def _partial(q, kv, mask, causal, scale):
 def _partial_backward(do, q, kv, out, lse, mask, causal, scale):
     """Gradients by this block, float32: dq (B, nh, T, hd), dk and dv (B, nkv, S, hd). out and lse are those of the whole row."""
     (B, nh, T, hd), (nkv, S) = q.shape, kv.shape[2:4]
+    if isinstance(mask, tuple):
+        rng, lse = torch.zeros(2, dtype=torch.uint64, device=q.device), lse.transpose(0, 1).reshape(nh, B * T)     # rng: of no dropout
+        grads = torch.ops.aten._flash_attention_backward(*map(_pack, (do, q, *kv, out.to(q.dtype))), lse, *mask, T, S, 0.0, causal, rng,
+                                                         rng[:0], scale=scale)
+        return [_unpack(d, x).to(out.dtype) for d, x in zip(grads, (q, *kv))]
     if _fused(q, q.dtype):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, *kv, out, lse[..., 0], 0.0,
                                                                                    causal and mask is None, scale=scale,
@@ -735,6 +739,11 @@ def _hop(x, g):
 
 # ---------------------------------------------------------------- experts
 
+def count(i, n):
+    """Integers in [0, n) -> (n,) int64: how often each is there. On CUDA bincount would wait for the device."""
+    return torch.zeros(n, dtype=torch.int64, device=i.device).scatter_add_(0, i.flatten(), torch.ones_like(i).flatten())
+
+
 def expert_mlp(x, counts, w1, w2, act):
     """
     x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). bfloat16: grouped products, no
@@ -755,7 +764,7 @@ def moe(x, top, weight, w1, w2, act, mesh, meanwhile=lambda: None):
     N, k = top.shape
     ep, n_local = mesh.ep, w1.shape[0]
     order = top.flatten().argsort(stable=True)                              # by expert, hence by owner
-    sent = torch.bincount(top.flatten(), minlength=n_local * ep.size).view(ep.size, n_local)
+    sent = count(top, n_local * ep.size).view(ep.size, n_local)
     xs = x[order // k]
     if ep.size == 1:
         other, y = meanwhile(), expert_mlp(xs, sent[0], w1, w2, act)

@@ -21,11 +21,13 @@ import torch.distributed as dist
 from configurator import configure
 from data.checkpoint import Checkpoint, biases, checkpoints, keep_checkpoint, newest, save_checkpoint, state, tidy, together
 from data.codec import BadInput, Codec
+from data.layouts import check_layout
+from data.loader import to_device
 from data.plot import save_curves
 from data.rollouts import alarms, figures, pack, passes, refusals, split
 from model import ModelConfig, Muse, build
 from optim_zero import Optimizer
-from parallel import add_messages, all_reduce, check_layout, forward_backward, forward_only, make_mesh, schedule, start_world
+from parallel import add_messages, all_reduce, forward_backward, forward_only, make_mesh, schedule, start_world
 from sample import Engine, reports, turn
 
 # -------- files
@@ -334,9 +336,7 @@ def scores(of, micros, n):
 
 def learn(rolls, A):
     """Rollouts and their advantages -> `epochs` updates, and figures of them."""
-    micros = pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)
-    for b, _ in micros:
-        b.update({k: v.to(device, torch.float64 if v.is_floating_point() and dtype == 'float64' else v.dtype) for k, v in b.items()})
+    micros = [(to_device(b, device, compute, codec, mesh), at) for b, at in pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)]
     logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))
     own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
     drawn, N, total, out = w > 0, len(own), prompts * group * (len_norm or max_new), {}

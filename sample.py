@@ -24,14 +24,15 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from data.agents import agent_step, latency, majority, report, reports, turn
-from data.checkpoint import Checkpoint, checkpoints
+from data.checkpoint import Checkpoint, biases, checkpoints
 from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, unmel
 from data.collate import features
 from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
+from data.layouts import check_layout
 from data.terminal import columns, printer
 from data.tools import clean
 from model import D, Decoder, ModelConfig, build
-from parallel import check_layout, keep_pages, make_mesh, start_world
+from parallel import keep_pages, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model
 
@@ -52,7 +53,7 @@ def load_model(path, device='cpu', dtype=torch.float32, tp=1, pp=1):
                          n_expert=cfg.n_expert, shared_ff=cfg.shared_ff, flow_width=cfg.flow_width)
             model = build(cfg, make_mesh(tp=tp, pp=pp, n_kv_head=cfg.n_kv_head, tie=cfg.tie), 0)[0].eval()
             ck.fill((f'param/{n}', p.spec, p) for n, p in model.named_parameters())
-            ck.fill((f'buffer/{n}', b.spec, b) for n, b in model.named_buffers() if n.endswith('.bias'))
+            ck.fill(biases([model]))
             return model.to(device, dtype), Codec.from_state(ck.meta['codec']), ck.meta
         except ValueError as e:
             if not older or not str(e).startswith(str(p)):             # not the checkpoint's fault

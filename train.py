@@ -18,14 +18,16 @@ import parallel
 from configurator import configure
 from data.checkpoint import Checkpoint, checkpoints, keep_checkpoint, newest, put_aside, state, tidy, together
 from data.codec import BadInput
+from data.graph import graphed, graphed_update
+from data.layouts import check_fp8, check_layout, fitting
 from data.llama import Llama
 from data.loader import to_device, train_batches
 from data.plan import product_peak
 from data.shards import codec_and_folders, mixture, open_shards, unigram
-from data.validate import evaluate
+from data.validate import evaluate, told
 from model import ModelConfig, build, count_flops, count_params
 from optim_zero import Optimizer
-from parallel import add_messages, all_reduce, check_layout, forward_backward, keep_pages, make_mesh, schedule, start_world
+from parallel import add_messages, all_reduce, forward_backward, keep_pages, make_mesh, schedule, start_world
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
@@ -121,6 +123,8 @@ device = 'auto'            # auto | cpu | cuda
 dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
 fp8 = ''                   # tensorwise | rowwise: the blocks' linears in 8 bits (experts, embeddings and heads are not)
 compile = False            # torch.compile each block
+workers = 4                # processes that make batches for a GPU; for a CPU, and with 0, a thread does
+graph = False              # one GPU: a step as CUDA graphs, for models so small that launching kernels takes longer than running them
 seed = 1337
 config = configure(globals())
 
@@ -143,22 +147,21 @@ if device == 'auto':
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
+alone = int(os.environ.get('WORLD_SIZE', 1)) == 1
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
+                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (seed >= 0, f'seed={seed}: use 0 or more'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
-                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
-                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'),
-                (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'),
+                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
+                (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
+                (not graph or device == 'cuda' and alone and not ngram, f'graph={graph}: use false, or one GPU and ngram=0'),
                 (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'), (block_size > 1, f'block_size={block_size}: use 2 or more'),
-                (tokens_per_step > 0, f'tokens_per_step={tokens_per_step}: use a multiple of block_size'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
-                  for k in ('micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
-                (lr > 0, f'lr={lr}: use more than 0'), (seed >= 0, f'seed={seed}: use 0 or more'),
+                  for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),
                  f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
     if not ok:
         die(why)
-if device == 'cpu':
-    keep_pages()
+keep_pages()
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
 master = rank == 0
@@ -166,16 +169,13 @@ say = print if master else (lambda *a, **k: None)
 
 # ---------------------------------------------------------------- data
 
-try:
-    names, weights = mixture(dataset)
-except ValueError as e:
-    die(f'dataset={dataset}: {e}')
 if not master:                                     # rank 0 makes what is missing, the others come when it is there
     try:
         dist.barrier()
     except RuntimeError:                           # it could not, and said why
         sys.exit(1)
 try:
+    names, weights = mixture(dataset)
     given = dict(shakespeare=(input, 'input'), speech=(fsdd, 'fsdd'))               # by the user, and prepare.py's flag for it
     codec, folders = codec_and_folders(names, tokenizer, n_loc, given, make=master)
     train_sets = [open_shards(folders[n], 'train', codec) for n in names]
@@ -205,18 +205,15 @@ try:
                       rows=rows, zero=zero, zero_shard=zero_shard)
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
-        fits = max(m for m in range(1, micro + 1) if rows // dp % m == 0)
-        die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {fits}')
-    sides = dict(n_embd=n_embd, heads=n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp,
-                 shared_ff=cfg.shared_ff // tp, positions=micro * block_size // cp)
-    if fp8 and (odd := [f'{k} {n}' for k, n in sides.items() if n % 16]):
-        die(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
+        die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {fitting(rows // dp, micro)}')
+    if fp8:
+        check_fp8(fp8, cfg, tp, micro * block_size // cp)
     n_micro = rows // dp // micro
     todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
 except ValueError as e:
     die(str(e))
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=tie, zero_shard=zero_shard)
-mesh.fp8, todo = fp8, todo[mesh.pp.rank] if todo else None
+mesh.fp8, mesh.compiled, todo = fp8, compile, todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
 kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr, table=ngram_lr / lr)
 opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
@@ -285,6 +282,9 @@ if compile:
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
 
+if graph:
+    run_graph, opt.update = graphed(models[0]), graphed_update(opt)
+
 # ---------------------------------------------------------------- the loop
 
 metrics = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else None
@@ -334,7 +334,9 @@ def lr_at(s):
 
 size = dict(micro=micro, T=block_size, draws=flow_draws, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank,
             past=cfg.past)
-batches = lambda: train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, **size)
+shape = micro, block_size // cp // (tp if mesh.sp else 1), n_embd                  # of hidden states, from stage to stage
+batches = lambda: train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, workers=workers * (device != 'cpu'),
+                                **size)
 validate = lambda blind=False: evaluate(models, mesh, val_sets, codec, compute, device, blind, limit=eval_docs, **size)
 
 def roll_back(why):
@@ -364,12 +366,12 @@ while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step + shift
     # over the whole world, since a stop concerns all; the tp * pp * cp ranks of one dp rank count the same rows
-    counts = all_reduce(torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device), mesh.world).tolist()
-    counts = [c / (tp * pp * cp) for c in counts]
+    counts = torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device='cpu' if alone else device)    # alone: do not wait
+    counts = [c / (tp * pp * cp) for c in all_reduce(counts, mesh.world).tolist()]
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros, before = [to_device(b, device, compute, codec, cfg.n_expert) for b in micros], flops
+    micros, before = [to_device(b, device, compute, codec, mesh, cfg.n_expert) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
@@ -377,7 +379,7 @@ while step < max_steps:
                                  flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
     spent_flops += (flops - before) * mesh.world.size + update
     opt.start(len(micros))
-    losses = forward_backward(models, micros, mesh, todo, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd), compute, device)
+    losses = [run_graph(b) for b in micros] if graph else forward_backward(models, micros, mesh, todo, shape, compute, device)
     sums = torch.stack([sum((o[k].double() for o in losses if k in o), torch.zeros((), dtype=torch.float64, device=device))
                         for k in ('txt', 'img', 'aud')])
     norm, (txt, img, aud) = opt.step(lr * lr_at(step), sums / tp)         # the tp ranks of the last stage count the same
@@ -416,11 +418,9 @@ while step < max_steps:
     if (eval_every and step % eval_every == 0) or step == max_steps:
         val = validate()
         control = {} if step < max_steps else validate(blind=True) if image or audio else val       # without payloads: nothing to blind
-        for name, r in val.items():
-            blind = {k: c for k, c in control.get(name, {}).items() if c and c != r[k]}
-            say(f'val {name}: ' + ', '.join(f'{k} {v:.4f}' + (f' (blind {blind[k]:.4f})' if k in blind else '') for k, v in r.items())
-                + (f'; text by unigram frequencies {unigram(train_sets[names.index(name)], val_sets[name], codec):.4f}'
-                   if control and master else ''))
+        for name in val if master else ():
+            seen = unigram(train_sets[names.index(name)], val_sets[name], codec) if control else None
+            say(f'val {name}: {told(val[name], control.get(name, {}), seen)}')
         record(step=step, val=val, cost=dict(flops=spent_flops, cpu_s=spent_cpu, params=params['total']),
                **({'blind': control} if control else {}))
         score = sum(v for r in val.values() for k, v in r.items() if k != 'bpb') if any(val.values()) else math.inf

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from data.llama import export_llama, write_safetensors
+from parallel import Spec
 
 FORMAT = 2      # of what the tensors mean: in 2 rotary positions pair neighbours in a head of q and k, in 1 it was i with i + hd/2
 
@@ -49,7 +50,7 @@ def writes(spec, mesh):
 
 def biases(models):
     """The experts' selection bias, which is no parameter: as Optimizer.tensors gives these."""
-    return [(f'buffer/{n}', b.spec, b, 0) for m in models for n, b in m.named_buffers() if n.endswith('.bias')]
+    return [(f'buffer/{n}', Spec(tuple(b.shape)), b, 0) for m in models for n, b in m.named_buffers() if n.endswith('.bias')]
 
 
 def state(opt, models, mesh, saving=False):

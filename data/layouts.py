@@ -1,5 +1,6 @@
 """
-The commands of parallel.py. plan: every layout of a model on a cluster, the best ones listed, and why the others fall out.
+Layouts: which can work, and the commands of parallel.py. plan: every layout of a model on a cluster, the best ones listed, and why the
+others fall out.
 
     python parallel.py plan --model=config/dense_7b.py --gpus=8 --gpu=h100
     python parallel.py plan --model=config/moe_30b.py --gpus=512 --gpu=b200 --top=5 --png=plan.png
@@ -21,20 +22,73 @@ from configurator import cast, configure
 from data.codec import SPECIALS, TIKTOKEN
 from data.plan import GPUS, H100, ROOM, bubble_theory, cost, fullest
 from model import ModelConfig, count_params
-from parallel import add_messages, check_layout, schedule, simulate, split_layers
+from parallel import add_messages, schedule, simulate, split_layers
+
+
+def check_layout(world, *, dp=0, tp=1, pp=1, cp=1, ep=1, v=1, sp=False, cp_mode='ring', n_layer, n_head, n_kv_head, ff, n_expert=0,
+                 shared_ff=0, flow_width=0, T, rows, zero=0, zero_shard=0):
+    """Raises ValueError, one line with sizes that work, if this layout cannot run this model; returns dp (0: what is left of the world)."""
+    def divisors(n, most=world):
+        return ', '.join(str(i) for i in range(1, most + 1) if n % i == 0)
+    if min(tp, pp, cp, ep) < 1 or dp < 0:
+        raise ValueError(f'dp={dp} tp={tp} pp={pp} cp={cp} ep={ep}: sizes are at least 1 (dp=0: what is left)')
+    if world % (tp * pp * cp) or dp * tp * pp * cp not in (0, world):
+        raise ValueError(f'dp={dp} * tp={tp} * pp={pp} * cp={cp} is not the number of processes, {world}: let the product be {world}, '
+                         'or leave dp=0')
+    dp = world // (tp * pp * cp)
+    for bad, say in (
+            (n_head % tp, f'tp={tp} does not divide n_head={n_head}: use tp of {divisors(n_head)}'),
+            (n_kv_head % tp and tp % n_kv_head,
+             f'tp={tp} and n_kv_head={n_kv_head}: one must divide the other: use tp of {divisors(n_kv_head)}'),
+            (ff % tp or (n_expert and shared_ff % tp) or flow_width % tp,
+             f'tp={tp} does not divide ff={ff}, shared_ff={shared_ff} and flow_width={flow_width}: use tp of '
+             + ', '.join(str(i) for i in range(1, world + 1) if ff % i == 0 and flow_width % i == 0 and not (n_expert and shared_ff % i))),
+            (pp * v > n_layer, f'pp={pp} (times {v} chunks) exceeds n_layer={n_layer}: use pp up to {n_layer // v}'),
+            (v > 1 and pp == 1, f'pp_chunks={v} without a pipeline: use pp=2 or more, or pp_chunks=1'),
+            (ep > 1 and not n_expert, f'ep={ep} without experts: set n_expert, or ep=1'),
+            (n_expert and n_expert % ep, f'ep={ep} does not divide n_expert={n_expert}: use ep of {divisors(n_expert)}'),
+            ((dp * cp * tp) % ep, f'ep={ep} does not divide dp*cp*tp={dp * cp * tp}: use ep of {divisors(dp * cp * tp)}'),
+            (cp > 1 and T % (2 * cp),
+             f'block_size={T} does not divide by 2*cp={2 * cp}: use a multiple, such as {-(-T // (2 * cp)) * 2 * cp}'),
+            ((sp or n_expert) and T // cp % tp,
+             f'block_size/cp={T // cp} does not divide by tp={tp}: use block_size of {-(-T // (2 * cp * tp)) * 2 * cp * tp}'),
+            (zero not in (0, 1, 2, 3), f'zero={zero}: use 0, 1, 2 or 3'),
+            (zero_shard and (not zero or zero_shard < 0 or dp * cp % zero_shard),
+             f'zero_shard={zero_shard}: it needs zero=1, 2 or 3 and must divide dp*cp={dp * cp}: use {divisors(dp * cp)}, or 0 for all'),
+            (rows % dp, f'{rows} rows per step do not divide by dp={dp}: use a tokens_per_step of {-(-rows // dp) * dp * T}'),
+            (cp_mode not in ('ring', 'allgather', 'ulysses'), f'cp_mode={cp_mode}: use ring, allgather or ulysses'),
+            (cp_mode == 'ulysses' and (n_head // tp % cp or max(1, n_kv_head // tp) % cp),
+             f'cp_mode=ulysses needs cp={cp} to divide the heads of a rank '
+             f'({n_head // tp} and {max(1, n_kv_head // tp)} kv): use cp_mode=ring')):
+        if bad:
+            raise ValueError(say)
+    return dp
+
+
+def fitting(rows, most):
+    """The largest microbatch of up to `most` rows that divides them."""
+    return max(m for m in range(1, most + 1) if rows % m == 0)
+
+
+def check_fp8(fp8, cfg, tp, positions):
+    """Raises ValueError if a side of a product of the blocks on a rank, with so many positions of a microbatch, is not a multiple of 16."""
+    sides = dict(n_embd=cfg.n_embd, heads=cfg.n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp,
+                 shared_ff=cfg.shared_ff // tp, positions=positions)
+    if odd := [f'{k} {n}' for k, n in sides.items() if n % 16]:
+        raise ValueError(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
 
 
 # ---------------------------------------------------------------- the search
 
 def sizes(cfg):
-    """What parallel.check_layout wants to know of a model."""
+    """What check_layout wants to know of a model."""
     return dict({k: getattr(cfg, k) for k in ('n_layer', 'n_head', 'n_kv_head', 'ff', 'n_expert', 'shared_ff')},
                 flow_width=cfg.flow_width * (cfg.image or cfg.audio))
 
 
 def layouts(cfg, T, rows, world, most, fixed, fell):
     """
-    Every layout of `world` GPUs for a step of `rows` rows of T positions that parallel.check_layout lets pass. fixed: {key: value} that all
+    Every layout of `world` GPUs for a step of `rows` rows of T positions that check_layout lets pass. fixed: {key: value} that all
     must have. fell, {reason without its numbers: [count, an example]}, is added to. most: the largest tp. gpipe is not tried: it idles as
     long as 1f1b and holds more.
     """

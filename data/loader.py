@@ -7,7 +7,10 @@ the same for every number of ranks. data/shards.py has the shards, data/collate.
 import queue, threading
 import numpy as np
 import torch
-from data.collate import collate
+from data.collate import PAD, collate
+from data.media import D
+from data.workers import ahead
+from parallel import flash_mask
 
 
 # ---------------------------------------------------------------- rows
@@ -58,26 +61,35 @@ def pack_eval(s, T, limit=0):
 
 # ---------------------------------------------------------------- batches
 
-def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0, past=0):
+def train_batches(sets, weights, codec, *, seed, step, rows, micro, T, draws=4, dp=1, dp_rank=0, cp=1, cp_rank=0, past=0, workers=0):
     """
-    Endless generator of (step, [microbatch, ...], counts of this dp rank), from `step` on, made one step ahead by a thread.
+    Endless generator of (step, [microbatch, ...], counts of this dp rank), from `step` on, made ahead by a thread, or by so many `workers`,
+    processes (a thread takes its time from the one that feeds a GPU): those hold until the next is asked for.
     rows: global rows per step; each dp rank takes rows/dp adjacent ones in microbatches of `micro` rows.
     """
     weights = np.array(weights, np.float64) / sum(weights)
     mine = range(dp_rank * rows // dp, (dp_rank + 1) * rows // dp)
     out, stop = queue.Queue(2), threading.Event()
 
+    def make(s):
+        batch, counts = [], 0
+        for m in range(0, len(mine), micro):
+            keys = [(seed, s, r) for r in mine[m:m + micro]]
+            b, c = collate([pack_train(sets, weights, T, k) for k in keys], T, codec, draws, keys, cp, cp_rank, past)
+            batch.append(b)
+            counts = counts + c
+        return s, batch, counts
+
+    if workers:                                          # all numbers of a position, and what pads the compact arrays of a microbatch
+        each = (2 + draws) * 4 * D + 16 * draws + 8 * past + 128
+        yield from ahead(make, step, workers, (len(mine) * T + 16 * PAD * -(-len(mine) // micro)) * each)
+        return
+
     def work():
         s = step
         while not stop.is_set():
             try:
-                batch, counts = [], 0
-                for m in range(0, len(mine), micro):
-                    keys = [(seed, s, r) for r in mine[m:m + micro]]
-                    b, c = collate([pack_train(sets, weights, T, k) for k in keys], T, codec, draws, keys, cp, cp_rank, past)
-                    batch.append(b)
-                    counts = counts + c
-                item = (s, batch, counts)
+                item = make(s)
             except BaseException as e:                   # the reader must not wait for ever
                 item = e
             while not stop.is_set():
@@ -110,10 +122,13 @@ def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1,
         yield collate([rows[k[2]] for k in keys], T, codec, draws, keys, cp, cp_rank, past)
 
 
-def to_device(b, device, compute, codec, experts=False):
+def to_device(b, device, compute, codec, mesh, experts=False):
     """A batch where and as the model computes; experts: with the kind of each position, for their load."""
     if device != 'cpu':
+        doc = b['doc']
         b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
+        if compute == torch.bfloat16 and (mesh.cp.size == 1 or mesh.cp_mode == 'ring'):
+            b['mask'] = flash_mask(doc, mesh, device)
     if compute == torch.float64:
         b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
     if experts:                                          # 0 text, 1 image, 2 audio, 3 padding

@@ -102,11 +102,11 @@ def mixture(text):
         if min(weights) <= 0:
             raise ValueError
     except ValueError:
-        raise ValueError('write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0') from None
+        raise ValueError(f'dataset={text}: write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0') from None
     for n in names:
         if not (ROOT / n / 'prepare.py').is_file():
             there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/prepare.py')))
-            raise ValueError(f'there is no data/{n}/prepare.py; there are {there}')
+            raise ValueError(f'dataset={text}: there is no data/{n}/prepare.py; there are {there}')
     return names, weights
 
 

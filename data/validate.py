@@ -8,6 +8,13 @@ from data.loader import eval_batches, to_device
 from parallel import all_reduce, forward_only
 
 
+def told(losses, blind, frequencies):
+    """Losses of one data set, those of the blind control and the loss by unigram frequencies (None: not known) -> the words of the log."""
+    other = {k: f' (blind {c:.4f})' for k, c in blind.items() if c and c != losses[k]}
+    return (', '.join(f'{k} {v:.4f}{other.get(k, "")}' for k, v in losses.items())
+            + ('' if frequencies is None else f'; text by unigram frequencies {frequencies:.4f}'))
+
+
 @torch.no_grad()
 def evaluate(models, mesh, sets, codec, compute, device, blind=False, **batch):
     """
@@ -23,7 +30,7 @@ def evaluate(models, mesh, sets, codec, compute, device, blind=False, **batch):
         for b, counts in eval_batches(s, codec, **batch):
             if blind:
                 b['xin_img'].zero_(), b['xin_aud'].zero_()
-            b = to_device(b, device, compute, codec, cfg.n_expert)             # weights are 1, and 0 for padding
+            b = to_device(b, device, compute, codec, mesh, cfg.n_expert)             # weights are 1, and 0 for padding
             o = forward_only(models, b, mesh, (*b['ids'].shape, cfg.n_embd), compute, device)
             if o:
                 total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(())

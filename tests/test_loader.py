@@ -1,7 +1,12 @@
 """Shards and batches: hand-written documents literally, rows as a function of (seed, step, row), context-parallel slices, damage."""
 import json
+import multiprocessing
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,6 +275,45 @@ def test_closing_ends_the_thread(sets):
 
 
 # ---------------------------------------------------------------- context parallel slices
+
+def test_processes_make_what_the_thread_makes(sets):
+    want, got = (train_batches(sets, [1] * len(sets), codec, seed=3, step=5, rows=4, micro=2, T=64, past=2, workers=w) for w in (0, 3))
+    for s in range(5, 17):                                             # each of them has to use its places again
+        (i, a, m), (j, b, n) = next(want), next(got)
+        assert i == j == s and (m == n).all()
+        for x, y in zip(a, b, strict=True):
+            assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+    want.close(), got.close()
+    assert not multiprocessing.active_children()
+
+
+def test_errors_of_the_processes_reach_the_reader(sets):
+    broken = dict(sets[0], doc=sets[0]['doc'] * 1000)
+    batches = train_batches([broken], [1], codec, seed=3, step=0, rows=4, micro=2, T=64, workers=2)
+    with pytest.raises((IndexError, ValueError)):
+        next(batches)
+    batches = train_batches(sets, [1] * len(sets), codec, seed=3, step=0, rows=4, micro=2, T=64, workers=2)
+    next(batches)
+    for p in multiprocessing.active_children():
+        p.kill(), p.join()
+    with pytest.raises(RuntimeError, match='workers=0'):
+        for _ in range(9):
+            next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    """Killed, as the kernel does it for want of memory: no process of it is left."""
+    code = ("import os, signal, time\nfrom itertools import count\nfrom data.workers import ahead\n"
+            "g = ahead(lambda s: (s, [], os.getpid()), 0, 3, 64)\n"
+            "print(*(next(g)[2] for _ in range(3)), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
+    out = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    pids = [int(x) for x in out.stdout.split()]
+    assert len(set(pids)) == 3, out.stderr
+    end = time.time() + 60
+    while left := [p for p in pids if Path(f'/proc/{p}').exists() and 'Z' not in Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1]]:
+        assert time.time() < end, left
+
 
 @pytest.mark.parametrize('cp', [2, 4])
 def test_slices_together_are_the_whole(sets, cp):

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 import grid
 import toy
 from model import build
+from data.layouts import check_layout
 from data.checkpoint import Checkpoint
 from optim_zero import Optimizer
-from parallel import (Spec, _attend, add_messages, attention, attention_mask, check_layout, copy_to, exchange, gather_from, linear,
+from parallel import (Spec, _attend, add_messages, attention, attention_mask, copy_to, exchange, gather_from, linear,
                       linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient,
                       zigzag)
 from test_train import TINY, machine  # noqa: F401

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from data.codec import Codec, mel, unmel
 from data.shards import open_shards
 from data.scenes import prepare as P, scenes as S, task as T
+from data.workers import made
 
 ROOT = Path(__file__).resolve().parents[1]
 C = Codec('bytes', 64)
@@ -305,7 +307,7 @@ def test_documents_depend_on_seed_split_and_number_only():
     assert not same(P.document(41, 'val', C, 3), one[41]) and not same(P.document(41, 'train', C, 4), one[41])
     shares = (P.p_draw, P.p_chart, P.p_notes, P.p_play)
     for workers in (1, 2, 3):
-        many = list(P.documents(310, 'train', C, 3, shares, workers))
+        many = list(made(partial(P.document, split='train', codec=C, seed=3, shares=shares), 310, workers))
         assert len(many) == 310 and all(same(a, b) for a, b in zip(one, many))
         assert same(many[305], P.document(305, 'train', C, 3)) and not multiprocessing.active_children()
     a, b, c = [[p['answer'] for p in T.problems('box', 20, C, seed=s)] for s in (5, 5, 6)]

@@ -27,9 +27,10 @@ import grid
 import optim_zero
 import toy
 from model import build
+from data.layouts import check_layout
 from data.checkpoint import Checkpoint, save_checkpoint
 from optim_zero import Optimizer
-from parallel import (Spec, add_messages, all_reduce, check_layout, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
+from parallel import (Spec, add_messages, all_reduce, forward_backward, init_params, make_mesh, param, schedule, solo_mesh,
                       start_world)
 from test_parallel import GOOD, PATIENCE, ranks
 from test_train import TINY, assert_same, contents, machine, one_line, steps  # noqa: F401

@@ -1,0 +1,74 @@
+"""
+A training step as CUDA graphs (--graph=true), on one GPU. A step of the default job is some 1,200 kernels of a few microseconds, and the
+host takes ten times as long to launch them as the GPU to run them; recorded once, they are launched at once.
+"""
+import torch
+
+
+def recorded(f):
+    """
+    f(), which works on memory that stays where it is, as a function: the first time it runs f, the second time it records f, and from then
+    on replays what was recorded. It returns what f returned, which the next call overwrites.
+    """
+    warm, graph, out = False, None, None
+
+    def run():
+        nonlocal warm, graph, out
+        if not warm:
+            warm = True
+            return f()
+        if not graph:
+            graph = torch.cuda.CUDAGraph()
+            # the autograd thread, the loader's and others may call CUDA meanwhile
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode='thread_local'):
+                out = f()
+        graph.replay()
+        return out
+    return run
+
+
+def graphed(model):
+    """
+    -> f(b): losses of the batch b, detached, and gradients where the optimizer's hooks put them, as forward_backward() has it.
+    Batches are copied into buffers; the compact arrays differ in length, and are filled up with entries that add nothing, as by collate().
+    If one is longer than all before, its buffer is made a quarter longer, and all is recorded anew.
+    """
+    room, used, runs = {}, {}, {}
+
+    def fit(b):
+        for k, v in b.items():
+            if k not in room or len(room[k]) < len(v):
+                n = len(v) if k not in room else max(len(v), -(-len(room[k]) * 5 // 512) * 128)
+                room[k], used[k] = v.new_full((n, *v.shape[1:]), -1 if k == 'rc' else 0), 0
+                runs.clear()
+        torch._foreach_copy_([room[k][:len(v)] for k, v in b.items()], list(b.values()))
+        for k, v in b.items():
+            if len(v) < used[k] or k == 'mask':
+                room[k][len(v):].fill_(-1 if k == 'rc' else b['ids'].numel() if k == 'mask' else 0)
+            used[k] = len(v)
+
+    def run(b):
+        packed = {k: v for k, v in b.items() if k != 'mask'}           # mask: see parallel.flash_mask
+        if b.get('mask'):
+            packed['mask'] = b['mask'][0]
+        fit(packed)
+        key = b['mask'] is None if 'mask' in b else 0                  # three programs: one document a row, several, a mask of its own
+        mask = {'mask': (room['mask'],) * 2 if b['mask'] else None} if 'mask' in b else {}
+
+        def f():
+            o = model({k: room[k] for k in b if k != 'mask'} | mask)
+            o['loss'].backward()
+            return {k: x.detach() for k, x in o.items()}
+        return {k: x.clone() for k, x in runs.setdefault(key, recorded(f))().items()}
+    return run
+
+
+def graphed_update(opt):
+    """opt.update with the learning rate in a tensor, recorded."""
+    update, lr = opt.update, torch.zeros((), device=opt.steps.device)
+    run = recorded(lambda: update(lr))
+
+    def step(value):
+        lr.fill_(value)
+        run()
+    return step

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from data.checkpoint import Checkpoint, checkpoints, save_checkpoint
-from data.codec import Codec
+from data.codec import BadInput, Codec
 from data.rollouts import alarms, pack, pass_at, repeated, split
 from data.shards import open_shards
 from data.tools import call
@@ -179,6 +179,33 @@ def test_thoughts_of_the_warm_start_are_right_steps_and_end_in_their_answer(task
             r, t = task.steps(p, bad)
             spoiled += r < t
     assert len(styles) >= 2 and spoiled > 120                 # in brief thoughts another digit may be right, too
+
+
+def test_gsm_symbolic():
+    """Its problems, thoughts and verifiers, where the package that has the templates can be had."""
+    from data.gsm_symbolic import prepare, task
+    try:
+        task.templates()
+    except BadInput as e:
+        pytest.skip(str(e))
+    asked = {s: set() for s in ('train', 'held')}
+    for i in range(120):
+        p = task.problem(i, list(task.LEVELS)[i % 5], s := ('train', 'held')[i % 2])
+        asked[s].add(p['question'])
+        assert p == task.problem(i, p['level'], s)
+        for a in (p['value'], f"{float(p['value']) + 1:g}", p['value'] + '0', p['value'] + '.0', '0' + p['value'], '-' + p['value']):
+            assert task.verify(p, a) == task.judge(p, a), (p, a)
+        assert task.verify(p, p['value']) == 1
+        assert task.verify(task.canary(i, p['level']), p['value']) == task.judge(task.canary(i, p['level']), p['value']) == 0
+    assert not asked['train'] & asked['held'] and 'reasoning_gym' not in sys.modules
+    for a in HOSTILE:
+        assert task.verify(p, a) == task.judge(p, a) == 0
+        began = time.process_time()
+        assert not isinstance(a, str) or task.steps(p, a)[1] in (0, 1)
+        assert time.process_time() - began < 0.1
+    assert task.steps(p, 'A has 3 x (4+5) = 27 apples, 27/2=13.5, then 2 + 2 = 5, and 7 = 7') == (2, 3)
+    thoughts = [[s[1] for s in prepare.document(i, 'train', codec) if s[0] == 'text'][1:-1] for i in range(60)]
+    assert {len(t) for t in thoughts} == {0, 1} and 5 < sum('=' in t[0] and ' ' not in t[0] for t in thoughts if t) < 30
 
 
 def test_the_warm_starts_shards_keep_the_splits_apart(tmp_path):

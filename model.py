@@ -415,7 +415,7 @@ class Muse(nn.Module):
     def __init__(self, cfg, mesh=None, layers=None, seed=1337):
         super().__init__()
         self.cfg, self.mesh = cfg, (mesh := mesh or solo_mesh())
-        self.recompute = False                                     # blocks keep only their input for the backward pass
+        self.recompute = 0.0                                       # share of the blocks that keep only their input for the backward pass
         self.around = lambda part, f, *args: f(*args)              # ZeRO puts the gathering of a part's parameters around its computation
         layers = range(cfg.n_layer) if layers is None else layers
         self.first, self.last = layers.start == 0, layers.stop == cfg.n_layer
@@ -494,8 +494,9 @@ class Muse(nn.Module):
         """Batch (and the hidden states from the stage before) -> losses on the last stage, else hidden states."""
         x = self.around('embed', self.embed, b) if self.first else x
         ctx = self.context(b, x.dtype)
-        again = self.recompute and torch.is_grad_enabled()
+        share = self.recompute * torch.is_grad_enabled()           # spread evenly over the layers, and so over the stages
         for i, block in self.blocks.items():
+            again = int((int(i) + 1) * share) > int(int(i) * share)
             x = self.around(f'blocks.{i}', *((_Recompute.apply, x, block, ctx, self.mesh) if again else (block, x, ctx)))
         return self.around('heads', self.losses, x, b) if self.last else x
 

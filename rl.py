@@ -97,7 +97,7 @@ cp_mode = 'ring'           # ring | allgather | ulysses
 ep = 1
 zero = 0
 zero_shard = 0
-recompute = False
+recompute = 0.0
 block_size = 128           # positions of a row; several rollouts share it
 micro_rows = 16            # rows of a microbatch on one rank
 # -------- machine
@@ -153,12 +153,12 @@ def die(message):
     print(f'rl.py: {message}', file=sys.stderr, flush=True) if int(os.environ.get('RANK', 0)) == 0 else None
     sys.exit(1)
 
-if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
 root = Path(__file__).resolve().parent
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use bfloat16, float32 or float64'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu, or cuda where it is'),
                 (loss in ('clip', 'cispo', 'gspo'), f'loss={loss}: use clip, cispo or gspo'), (group > 1, f'group={group}: use 2 or more'),
+                (0 <= recompute <= 1, f'recompute={recompute}: use 0 to 1'),
                 (0 <= lam < 1, f'lam={lam}: use 0 to less than 1'), (p_lo < p_hi, f'p_lo={p_lo}, p_hi={p_hi}: p_lo must be the smaller'),
                 (temperature > 0, f'temperature={temperature}: use more than 0'), (lr > 0, f'lr={lr}: use more than 0'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in 'prompts rounds max_new epochs micro_rows sample_rows '
@@ -432,9 +432,9 @@ while step < max_steps:
         die(f"step {step}: sampler and trainer differ by {f['off']:.3f} nats per token, more than max_off={max_off}: use --dtype=float32")
     wrong = alarms(f, first)
     if step in due:
-        val = evaluate(last_problems if step == max_steps else eval_problems)
-        f['twin'] = f['pass1'] - figures(twins, job.steps)['pass1']
-        wrong += alarms(dict(val, gap=float(np.mean([rates[str(l)] for l in trained])) - val['pass1'], twin=f['twin']), first)
+        val, f['twin'] = evaluate(last_problems if step == max_steps else eval_problems), f['pass1'] - figures(twins, job.steps)['pass1']
+        gap = float(np.mean([rates[str(l)] for l in trained])) - val['pass1'] if asked > 200 else 0.0      # rates begin at a half
+        wrong += alarms(dict(val, gap=gap, twin=f['twin']), first)
     strange = [(o['problem']['question'], o['answer'], o['r'], o['second']) for g in groups for o in g if o['r'] != o['second']]
     record(step=step, **f, rates=rates, sample_ms=1000 * (t1 - t0), train_ms=1000 * (t2 - t1), alarms=wrong, strange=strange[:9],
            tokens=sum(o['n'] for g in groups for o in g))

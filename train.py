@@ -117,7 +117,7 @@ cp_mode = 'ring'           # ring | allgather | ulysses
 ep = 1                     # expert parallel, inside dp * cp * tp
 zero = 0                   # 1: optimizer state sharded over dp * cp (experts: over their copies), 2: gradients too, 3: parameters too
 zero_shard = 0             # shard over so many neighbouring ranks only (a node), copies across; 0: over all
-recompute = False          # blocks keep only their input for the backward pass
+recompute = 0.0            # share of the blocks that keep only their input for the backward pass
 # -------- machine
 device = 'auto'            # auto | cpu | cuda
 dtype = 'auto'             # auto | bfloat16 | float32 | float64: of the computation; masters are float32
@@ -143,8 +143,7 @@ def die(message):
     print(f'train.py: {message}', file=sys.stderr, flush=True) if int(os.environ.get('RANK', 0)) == 0 else None
     sys.exit(1)
 
-if device == 'auto':
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
 alone = int(os.environ.get('WORLD_SIZE', 1)) == 1
@@ -154,7 +153,8 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                  f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
                 (not graph or device == 'cuda' and alone and not ngram, f'graph={graph}: use false, or one GPU and ngram=0'),
-                (0 <= decay_from <= 1, f'decay_from={decay_from}: use 0 to 1'), (block_size > 1, f'block_size={block_size}: use 2 or more'),
+                *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
+                (block_size > 1, f'block_size={block_size}: use 2 or more'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),

@@ -52,7 +52,7 @@ def graphed(model):
         if b.get('mask'):
             packed['mask'] = b['mask'][0]
         fit(packed)
-        key = b['mask'] is None if 'mask' in b else 0                  # three programs: one document a row, several, a mask of its own
+        key = 'mask' in b and b['mask'] is None                        # two programs: rows that are one document, and others
         mask = {'mask': (room['mask'],) * 2 if b['mask'] else None} if 'mask' in b else {}
 
         def f():

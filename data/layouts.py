@@ -107,7 +107,7 @@ def layouts(cfg, T, rows, world, most, fixed, fell):
             continue
         if fixed.get('dp') not in (None, 0, dp):
             continue
-        for zero, again, micro, v in product(want('zero', [0, 1, 2, 3] if dp * cp > 1 else [0]), want('recompute', [0, 1]),
+        for zero, again, micro, v in product(want('zero', [0, 1, 2, 3] if dp * cp > 1 else [0]), want('recompute', [0, 0.5, 1]),
                                              want('rows', [i for i in (1, 2, 4, 8, 16) if i <= rows // dp]),
                                              want('v', sorted({1, 2, 4, cfg.n_layer // pp}) if pp > 1 else [1])):
             if rows // dp % micro:
@@ -157,7 +157,8 @@ COLOURS = ('#4269d0', '#6cc5b0', '#97bbf5', '#ff725c', '#efb118', '#a463f2', '#f
 def label(l):
     words = [f'{k}{l[k]}' for k in ('dp', 'tp', 'pp', 'cp', 'ep') if l[k] > 1] or ['one GPU']
     words += [l['schedule'] + (f' x{l["v"]}' if l['v'] > 1 else '')] * (l['pp'] > 1) + [f'zero{l["zero"]}'] * (l['zero'] > 0)
-    return ' '.join(words + ['recompute'] * bool(l['recompute']) + [f'rows{l["rows"]}'] + ['fp8'] * bool(l.get('fp8')))
+    words += ['recompute' + f'{l["recompute"]:g}' * (l['recompute'] < 1)] * bool(l['recompute'])
+    return ' '.join(words + [f'rows{l["rows"]}'] + ['fp8'] * bool(l.get('fp8')))
 
 
 def table(results):
@@ -221,7 +222,7 @@ NAMES = dict(dp='dp', tp='tp', pp='pp', cp='cp', ep='ep', zero='zero', recompute
 
 def own_layout(space, cfg, gpus):
     """The layout that the keys of train.py set, on so many GPUs; ValueError as train.py would say it."""
-    l = {**{name: space[key] for name, key in NAMES.items()}, 'recompute': int(space['recompute']), 'fp8': bool(space.get('fp8', False))}
+    l = {**{name: space[key] for name, key in NAMES.items()}, 'fp8': bool(space.get('fp8', False))}
     rows = space['tokens_per_step'] // space['block_size']
     l['dp'] = check_layout(gpus, **{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep', 'v', 'zero')}, sp=l['tp'] > 1, T=space['block_size'],
                            rows=rows, **sizes(cfg))
@@ -278,9 +279,9 @@ def plan_command(argv):
     for n, why in sorted(fell.values(), key=lambda x: -x[0]):
         print(f'{n:8,d}  {why}')
     r = results[0]
-    usual = dict(tp=1, pp=1, cp=1, ep=1, v=1, zero=0, schedule='', recompute=r['layout']['recompute'])
+    usual = dict(tp=1, pp=1, cp=1, ep=1, v=1, zero=0, schedule='', recompute=0)
     flags = [f'--{key}={r["layout"][k]}' for k, key in NAMES.items() if r['layout'][k] != usual.get(k)]
-    print('flags of the best:', *flags, *['--sp=true'] * (r['layout']['tp'] > 1), *['--recompute=true'] * r['layout']['recompute'])
+    print('flags of the best:', *flags, *['--sp=true'] * (r['layout']['tp'] > 1))
     share = {name: r['by'].get(name, 0) / r['seconds'] for name in TIMES}
     print('of the best step: ' + ', '.join(f'{name} {x:.1%}' for name, x in share.items() if x > .0005))
     if k['png']:

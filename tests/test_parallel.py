@@ -485,7 +485,7 @@ def train(machine, name, *flags, world=1):  # noqa: F811
 @pytest.mark.parametrize('flags', [pytest.param('--micro_rows=1', id='micro'), pytest.param('--dp=2 --micro_rows=1', id='dp'),
                                    pytest.param('--tp=2 --sp=true --ep=2', id='tp'), pytest.param('--pp=2 --micro_rows=2', id='pp'),
                                    pytest.param('--cp=2 --ep=2', id='cp'),
-                                   pytest.param('--dp=2 --zero=3 --recompute=true --save_background=true', id='zero')])
+                                   pytest.param('--dp=2 --zero=3 --recompute=1 --save_background=true', id='zero')])
 def test_train_py_equals_one_process(machine, alone, flags):  # noqa: F811
     """Losses, norms and validation of every step in metrics.jsonl, then weights, moments and the experts' bias in the checkpoint."""
     records, tensors = train(machine, flags.replace(' ', ''), *flags.split(), world=2 if '=2 ' in flags else 1)

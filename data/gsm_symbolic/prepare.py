@@ -1,7 +1,6 @@
 """
 Warm start for `gsm_symbolic` (see task.py): three ways of thinking, of different cost.
 
-    python data/gsm_symbolic/prepare.py --tokenizer=bpe:1024       # about a minute; train.py does it by itself
     python train.py --dataset=gsm_symbolic --tokenizer=bpe:1024 --image=false --audio=false --block_size=512 --out_dir=out-gsm
     python rl.py --init_from=out-gsm --task=gsm_symbolic --levels=2+3 --block_size=512 --max_new=200 --min_skill=0
 

@@ -185,7 +185,7 @@ def measured(rank, kind, l):
         mesh = make_mesh(**{k: l[k] for k in ('dp', 'tp', 'pp', 'cp', 'ep')}, sp=l['tp'] > 1, n_kv_head=cfg.n_kv_head)
         models = build(cfg, mesh, 7, l['v'])
         for model in models:
-            model.recompute = bool(l['recompute'])
+            model.recompute = l['recompute']
         opt = Optimizer(models, mesh, torch.float32, zero=l['zero'])
         todo = add_messages(schedule(l['schedule'], l['pp'], l['m'], l['v']), l['m'], l['v'])[mesh.pp.rank] if l['pp'] > 1 else None
         for step in range(2):

@@ -553,12 +553,15 @@ def flash_mask(doc, mesh, device):
     rows are one document, else where the queries and the keys of each document begin, (B n + 1,) int32 both, as its varlen kernels take
     them; ring: a list with those of each step. n: documents of a row, padding last, a multiple of 8, so that shapes are few.
     """
-    (B, T), cp, n = doc.shape, mesh.cp, -(-(int(doc.max()) + 2) // 8) * 8
+    (B, T), cp, most = doc.shape, mesh.cp, int(doc.max())
+    if cp.size == 1 and most < 1:
+        return None
+    n = -(-(most + 2) // 8) * 8
     doc = torch.where(doc < 0, n - 1, doc).long() + n * torch.arange(B)[:, None]
     begins = lambda cols: F.pad(torch.bincount(doc[:, cols].flatten(), minlength=n * B).cumsum(0), (1, 0)).int()
     send = lambda x: x.pin_memory().to(device, non_blocking=True)
     if cp.size == 1:
-        return None if n == 8 and (doc % n).max() < 1 else (send(begins(slice(None))),) * 2
+        return (send(begins(slice(None))),) * 2
     at = [zigzag(T, cp.size, (cp.rank - s) % cp.size) for s in range(cp.size)]
     return [tuple(send(begins(x[sl])) for x, sl in zip((at[0], at[s]), _ring_part(cp, s, len(at[0])))) for s in range(cp.size)]
 

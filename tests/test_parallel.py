@@ -12,6 +12,7 @@ import re
 import socket
 import tempfile
 import traceback
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from model import build
 from data.layouts import check_layout
 from data.checkpoint import Checkpoint
 from optim_zero import Optimizer
-from parallel import (Spec, _attend, add_messages, attention, attention_mask, copy_to, exchange, gather_from, linear,
-                      linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh, split_to, weight_gradient,
-                      zigzag)
+from parallel import (Group, Spec, _attend, _ring_part, add_messages, attention, attention_mask, copy_to, exchange, flash_mask,
+                      gather_from, linear, linear_cross_entropy, make_mesh, moe, reduce_from, reduce_scatter_to, schedule, solo_mesh,
+                      split_to, weight_gradient, zigzag)
 from test_train import TINY, machine  # noqa: F401
 
 PATIENCE = 120      # seconds; those in which all processes are stopped do not count
@@ -289,6 +290,30 @@ def test_attention_over_ranks_equals_attention(cp, mode):
         for rank, got in enumerate(ranks(cp, attention_worker, cp, mode, torch.float64, inputs)):
             for a, b in zip(got, want):
                 near(a, b[:, :, zigzag(32, cp, rank)])
+
+
+@pytest.mark.parametrize('cp', [1, 2, 4])
+def test_lengths_for_flash_attention_let_the_same_pairs_through(cp, monkeypatch):
+    """What a varlen kernel does with them, written out: the queries of a document see its keys, up to their own place in step 0."""
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda x: x)
+    doc, (B, T) = attention_inputs(7, 4, 4)[-1], (3, 32)
+    for r in range(cp):
+        mesh = replace(solo_mesh(), cp=Group('cp', cp, r, tuple(range(cp))) if cp > 1 else solo_mesh().cp)
+        own = zigzag(T, cp, r) if cp > 1 else torch.arange(T)
+        seen = torch.zeros(B * T, B * T, dtype=torch.int64)
+        steps = flash_mask(doc, mesh, 'cpu')
+        for s, (begin_q, begin_k) in enumerate(steps if cp > 1 else [steps]):
+            rows, cols = _ring_part(mesh.cp, s, len(own)) if cp > 1 else [slice(None)] * 2
+            theirs = zigzag(T, cp, (r - s) % cp) if cp > 1 else own
+            q, k = ((x + T * torch.arange(B)[:, None]).flatten() for x in (own[rows], theirs[cols]))
+            assert begin_q[-1] == len(q) and begin_k[-1] == len(k) and begin_q.dtype == begin_k.dtype == torch.int32
+            for a, b, c, d in zip(begin_q, begin_q[1:], begin_k, begin_k[1:]):
+                ones = torch.ones(b - a, d - c, dtype=torch.int64)
+                seen[q[a:b, None], k[None, c:d]] += ones.tril() if s == 0 else ones
+        same = (doc[:, :, None] == doc[:, None, :]).tril()
+        want = torch.block_diag(*same.long()) * torch.zeros(B, T, dtype=torch.int64).index_fill(1, own, 1).flatten()[:, None]
+        assert torch.equal(seen, want)
+    assert flash_mask(torch.tensor([[0, 0, 0, -1], [0, 0, -1, -1]]), solo_mesh(), 'cpu') is None
 
 
 def test_ring_merges_and_sums_in_float32():

@@ -27,9 +27,9 @@ configure(globals())
 
 def run(fp8, out, seed):
     """-> dict(train=..., and of the validation: txt, img, aud)."""
-    done = subprocess.run([sys.executable, 'train.py', f'--fp8={fp8}', f'--seed={seed}', f'--max_steps={steps}', '--log_every=1', '--skills=0',
-                           '--save_every=0',
-                           f'--out_dir={out}', '--init_from=scratch', *flags.split()], cwd=ROOT, capture_output=True, text=True)
+    cmd = [sys.executable, 'train.py', f'--fp8={fp8}', f'--seed={seed}', f'--max_steps={steps}', '--log_every=1', '--skills=0',
+           '--save_every=0', f'--out_dir={out}', '--init_from=scratch', *flags.split()]
+    done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-1000:] + done.stderr[-1000:])
         print(json.dumps(dict(bench='fp8', ok=False)))

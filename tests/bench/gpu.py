@@ -6,9 +6,9 @@ Tokens per second of a training step on one GPU, and its share of the GPU's matr
 
 A step: forward, backward, clipping, AdamW, on random text that is on the GPU already; rows are one document each. eager, compile, graph as
 --compile and --graph of train.py make it; fp8: rowwise, compiled. The peer as its train.py runs on CUDA: bfloat16 by autocast, fused AdamW,
-torch.compile of the whole model. Same sizes on both sides, as in tests/bench/train_speed.py. Sides take turns; figures are medians, the
-peak is the best of some large products in bfloat16. Operations: those of matrix products (model.count_flops, three times), as if attention
-were not causal; for fp8, too, so that a share may be more than 1.
+torch.compile of the whole model. Same sizes on both sides, as in tests/bench/train_speed.py. One side after the other; figures are
+medians, the peak is the best of some large products in bfloat16. Operations: those of matrix products (model.count_flops, three times), as
+if attention were not causal; for fp8, too, so that a share may be more than 1.
 """
 import importlib.util
 import json
@@ -131,4 +131,4 @@ for name, size in SIZES.items():
         del step
         torch.compiler.reset()
         torch.cuda.empty_cache()
-print(json.dumps(dict(bench="gpu", gpu=torch.cuda.get_device_name(), **table)))
+print(json.dumps(dict(bench='gpu', gpu=torch.cuda.get_device_name(), **table)))

@@ -6,10 +6,10 @@ drawn for training; 9 digits, which only the warm start has seen, go along.
     python rl.py config/rl_signs.py              --plot=True: out-rl-signs/curves.png
     python tests/bench/rl.py                     both, and how straight the curves are
 
-Three seeds from one warm start, 7.7 minutes of one core each after 3.3 for the warm start; 256 held-out problems in every evaluation:
-pass@1 0.176 to 0.442, 0.180 to 0.430, 0.184 to 0.430; pass@16 0.860 to 0.974, 0.873 to 0.968, 0.872 to 0.977; 9 digits 0.087 to 0.207,
-0.097 to 0.197, 0.092 to 0.202. Against ln tokens R^2 is 0.997 to 1.000, 0.941 to 0.992, 0.992 to 0.996; the line through the first 60% is
-wrong by 1.7, 2.0, 0.6 points at most on the rest.
+Three seeds from one warm start, 7.1 minutes of one core each after 4.8 for the warm start; 256 held-out problems in every evaluation:
+pass@1 0.158 to 0.384, 0.165 to 0.376, 0.169 to 0.383; pass@16 0.838 to 0.966, 0.849 to 0.948, 0.859 to 0.957; 9 digits 0.083 to 0.172,
+0.088 to 0.172, 0.084 to 0.170. Against ln tokens R^2 is 0.995 to 0.997, 0.951 to 0.972, 0.982 to 0.996; the line through the first 60% is
+wrong by 1.8, 2.1, 0.9 points at most on the rest.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-signs'

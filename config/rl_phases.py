@@ -7,17 +7,17 @@ enough for.
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-One seed: right answers, mean of both levels, take 23.4 tokens at first, 40.7 at step 20, 29.0 at step 140, 32.7 at step 180, 33.3 at the
-end; pass@1 of 3 digits 0.51, 0.80, 0.93, 0.93, 0.94, of 4 digits, trained on from step 140 on, 0.24, 0.40, 0.29, 0.70, 0.65. Other seeds
-have not been run, and it is not robust: brief thoughts are few at first, so that the penalty shows from step 100 on only.
-The control has 23.4, 40.9, 41.9, 40.5, 40.5 tokens, 0.51, 0.80, 0.90, 0.89, 0.89 of 3 digits and 0.24, 0.40, 0.34, 0.52, 0.51 of 4: what is
-short enough is solved more often. Of all rollouts the third rise does not show (43.3 tokens at step 140, 42.1 at the end), as fewer end at
-max_new; and while thoughts of 3 digits shrink, 4 digits, not trained on then, lose 11 points. 3.3 minutes of one core for the warm start,
-2.7 for the control.
+One seed: right answers, mean of both levels, take 24.5 tokens at first, 39.4 at step 20, 30.5 at step 100, 31.9 at step 180; pass@1 of 3
+digits 0.56, 0.88, 0.94, 0.96, of 4 digits, trained on from step 140 on, 0.31, 0.48, 0.63, 0.74. The control has 24.5, 39.7, 35.0, 33.2
+tokens, 0.56, 0.88, 0.96, 0.97 of 3 digits and 0.31, 0.48, 0.66, 0.74 of 4. So the third phase is missing (1.05 times; 1.1 was the aim):
+what is short enough is solved more often, so that the control compresses, too, and by step 140 4 digits are solved as well as they will be.
+It hangs on the warm start: of 1500 steps one led to 40.7, 29.0 and 33.3 tokens, another to 40.2, 37.5 and 40.5. 4.8 minutes of one core for
+the warm start, 2.7 for the control.
 
-What failed: with the second part from step 80 on nothing was compressed yet. With 5 digits instead of 4 the right answers to those do not
-become shorter (41.2 at the peak, 35.6 at the trough), and with the second part from step 180 on skill falls to 0.87 before it and stays
-there. Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps, and nothing is compressed by then.
+What failed: 5 digits from step 100 on, with this warm start: 43.3, 33.5, 35.4 tokens. With earlier ones: the second part from step 80 on:
+nothing was compressed yet; from step 180 on: skill falls to 0.87 before it and stays there. 5 digits instead of 4: right answers to those
+do not become shorter (41.2 at the peak, 35.6 at the trough). Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps, and
+nothing is compressed by then.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'

@@ -16,8 +16,8 @@ the warm start, 2.7 for the control.
 
 What failed: 5 digits from step 100 on, with this warm start: 43.3, 33.5, 35.4 tokens. With earlier ones: the second part from step 80 on:
 nothing was compressed yet; from step 180 on: skill falls to 0.87 before it and stays there. 5 digits instead of 4: right answers to those
-do not become shorter (41.2 at the peak, 35.6 at the trough). Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps, and
-nothing is compressed by then.
+do not become shorter (41.2 at the peak, 35.6 at the trough). Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps,
+and nothing is compressed by then.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'

@@ -479,7 +479,7 @@ class Optimizer:
             whole = {}
             for (rows, cols), items in batch.items():
                 o = orthogonalise(torch.stack([m for _, m in items]), dtype=self.dtype)
-                o = o * (lr * -self.muon_lr * max(1, rows / cols) ** 0.5)      # the same spectral size per input, whatever the shape
+                o = o * max(1, rows / cols) ** 0.5                             # the same spectral size per input, whatever the shape
                 whole.update({id(x): m for (x, _), m in zip(items, o)})
             out = [[] for _ in there]
             for x in matrices:
@@ -495,7 +495,7 @@ class Optimizer:
                     new.append(next(got[x.owner]).to(masters[-1].dtype))
             if masters:
                 torch._foreach_mul_(masters, 1 - lr * self.muon_lr * self.wd)
-                torch._foreach_add_(masters, new)
+                torch._foreach_add_(masters, torch._foreach_mul(new, lr * -self.muon_lr))
 
     def _adagrad(self, lr):
         """A touched row moves by its gradient over the root of all its squared norms so far: the first step has the length lr."""

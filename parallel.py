@@ -459,9 +459,8 @@ def _loss(logits, at, w, g, z_loss, softcap, grad):
     return nll, lse, d.to(dtype)
 
 
-@torch.compile
 def _fused_loss(logits, at, w, g, z_loss, softcap, grad):
-    """The same on one rank, in a form that becomes two kernels: large vocabularies pay for every pass over the logits."""
+    """The same on one rank, in a form that --compile makes two kernels of: large vocabularies pay for every pass over the logits."""
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     x = softcap * torch.tanh(x / softcap) if softcap else x
     lse, here = x.logsumexp(1), torch.arange(x.shape[1], device=x.device) == at[:, None]
@@ -551,12 +550,12 @@ def flash_mask(doc, mesh, device):
     """
     The same where attention is FlashAttention (CUDA, bfloat16), from doc on the host, so that nothing waits for the device: None if all
     rows are one document, else where the queries and the keys of each document begin, (B n + 1,) int32 both, as its varlen kernels take
-    them; ring: a list with those of each step. n: documents of a row, padding last, a multiple of 8, so that shapes are few.
+    them; ring: a list with those of each step. n: documents of a row, padding last, a power of two, so that shapes are few.
     """
     (B, T), cp, most = doc.shape, mesh.cp, int(doc.max())
     if cp.size == 1 and most < 1:
         return None
-    n = -(-(most + 2) // 8) * 8
+    n = max(8, 1 << (most + 1).bit_length())
     doc = torch.where(doc < 0, n - 1, doc).long() + n * torch.arange(B)[:, None]
     begins = lambda cols: F.pad(torch.bincount(doc[:, cols].flatten(), minlength=n * B).cumsum(0), (1, 0)).int()
     send = lambda x: x.pin_memory().to(device, non_blocking=True)

@@ -336,7 +336,7 @@ def scores(of, micros, n):
 
 def learn(rolls, A):
     """Rollouts and their advantages -> `epochs` updates, and figures of them."""
-    micros = [(to_device(b, device, compute, codec, mesh), at) for b, at in pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)]
+    micros = [(to_device(b, device, compute, codec, mesh, cfg), at) for b, at in pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)]
     logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))
     own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
     drawn, N, total, out = w > 0, len(own), prompts * group * (len_norm or max_new), {}

@@ -18,7 +18,7 @@ import parallel
 from configurator import configure
 from data.checkpoint import Checkpoint, checkpoints, keep_checkpoint, newest, put_aside, state, tidy, together
 from data.codec import BadInput
-from data.graph import graphed, graphed_update
+from data.graph import check_graph, graphed, graphed_update
 from data.layouts import check_fp8, check_layout, fitting
 from data.llama import Llama
 from data.loader import to_device, train_batches
@@ -146,13 +146,11 @@ def die(message):
 device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
-alone = int(os.environ.get('WORLD_SIZE', 1)) == 1
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
                 (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (seed >= 0, f'seed={seed}: use 0 or more'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
                  f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
-                (not graph or device == 'cuda' and alone and not ngram, f'graph={graph}: use false, or one GPU and ngram=0'),
                 *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
                 (block_size > 1, f'block_size={block_size}: use 2 or more'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
@@ -206,8 +204,8 @@ try:
     micro = min(micro_rows, rows // dp)
     if rows // dp % micro:
         die(f'micro_rows={micro_rows} does not divide the {rows // dp} rows per rank: use {fitting(rows // dp, micro)}')
-    if fp8:
-        check_fp8(fp8, cfg, tp, micro * block_size // cp)
+    check_graph(graph, cfg, device, dtype, world)
+    check_fp8(fp8, cfg, tp, micro * block_size // cp)
     n_micro = rows // dp // micro
     todo = add_messages(schedule(pp_schedule, pp, n_micro, pp_chunks), n_micro, pp_chunks) if pp > 1 else None
 except ValueError as e:
@@ -278,7 +276,7 @@ try:
 except (LookupError, ValueError) as e:
     die(str(e))
 if compile:
-    parallel._run = torch.compiler.disable(parallel._run)
+    parallel._run, parallel._fused_loss = torch.compiler.disable(parallel._run), torch.compile(parallel._fused_loss)
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
 
@@ -366,12 +364,13 @@ while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step + shift
     # over the whole world, since a stop concerns all; the tp * pp * cp ranks of one dp rank count the same rows
-    counts = torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device='cpu' if alone else device)    # alone: do not wait
+    # one process does not wait for its device here
+    counts = torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device if world > 1 else 'cpu')
     counts = [c / (tp * pp * cp) for c in all_reduce(counts, mesh.world).tolist()]
     if counts[4]:                                  # a signal reached one of the ranks: all stop
         stopped = stopped or [signal.SIGTERM]
         break
-    micros, before = [to_device(b, device, compute, codec, mesh, cfg.n_expert) for b in micros], flops
+    micros, before = [to_device(b, device, compute, codec, mesh, cfg) for b in micros], flops
     for b in micros:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality

@@ -1,6 +1,7 @@
 """
 All skills on one H100, from the start: config/train_skills.py with five times the data, a larger model, and batches four times as large.
 
+    python train.py                                            the default job, which also learns the 128 merges of the tokenizer
     for n in scenes:150000 objects:60000 charts:50000 visual:80000; do
         python data/${n%:*}/prepare.py --n_train=${n#*:} --workers=8 --tokenizer=bpe:128; done
     python train.py config/train_skills.py config/skills_h100.py --fsdd=fsdd_train.npz

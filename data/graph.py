@@ -5,6 +5,15 @@ host takes ten times as long to launch them as the GPU to run them; recorded onc
 import torch
 
 
+def check_graph(graph, cfg, device, dtype, world):
+    """Raises ValueError if a step of this cannot be recorded: on several ranks, with tables, or experts whose products are a loop."""
+    wide = dtype == 'bfloat16' and cfg.n_embd % 8 == cfg.expert_ff % 8 == 0
+    for ok, why in ((device != 'cpu' and world == 1, 'one GPU'), (not cfg.ngram, 'ngram=0'),
+                    (not cfg.n_expert or wide, 'for experts dtype=bfloat16, and n_embd and expert_ff that are multiples of 8')):
+        if graph and not ok:
+            raise ValueError(f'graph=true needs {why}: or use graph=false')
+
+
 def recorded(f):
     """
     f(), which works on memory that stays where it is, as a function: the first time it runs f, the second time it records f, and from then
@@ -48,7 +57,8 @@ def graphed(model):
             used[k] = len(v)
 
     def run(b):
-        packed = {k: v for k, v in b.items() if k != 'mask'}           # mask: see parallel.flash_mask
+        keys = [k for k in b if k != 'mask']                           # mask: see parallel.flash_mask
+        packed = {k: b[k] for k in keys}
         if b.get('mask'):
             packed['mask'] = b['mask'][0]
         fit(packed)
@@ -56,7 +66,7 @@ def graphed(model):
         mask = {'mask': (room['mask'],) * 2 if b['mask'] else None} if 'mask' in b else {}
 
         def f():
-            o = model({k: room[k] for k in b if k != 'mask'} | mask)
+            o = model({k: room[k] for k in keys} | mask)
             o['loss'].backward()
             return {k: x.detach() for k, x in o.items()}
         return {k: x.clone() for k, x in runs.setdefault(key, recorded(f))().items()}

@@ -74,7 +74,7 @@ def check_fp8(fp8, cfg, tp, positions):
     """Raises ValueError if a side of a product of the blocks on a rank, with so many positions of a microbatch, is not a multiple of 16."""
     sides = dict(n_embd=cfg.n_embd, heads=cfg.n_embd // tp, keys=2 * max(1, cfg.n_kv_head // tp) * cfg.hd, ff=cfg.ff // tp,
                  shared_ff=cfg.shared_ff // tp, positions=positions)
-    if odd := [f'{k} {n}' for k, n in sides.items() if n % 16]:
+    if fp8 and (odd := [f'{k} {n}' for k, n in sides.items() if n % 16]):
         raise ValueError(f'fp8={fp8}: products in 8 bits need sides that are multiples of 16; on a rank here: {", ".join(odd)}')
 
 

@@ -122,15 +122,16 @@ def eval_batches(s, codec, *, micro, T, limit=0, draws=4, dp=1, dp_rank=0, cp=1,
         yield collate([rows[k[2]] for k in keys], T, codec, draws, keys, cp, cp_rank, past)
 
 
-def to_device(b, device, compute, codec, mesh, experts=False):
-    """A batch where and as the model computes; experts: with the kind of each position, for their load."""
+def to_device(b, device, compute, codec, mesh, cfg):
+    """A batch where and as the model computes; with experts also the kind of each position, for their load."""
     if device != 'cpu':
         doc = b['doc']
         b = {k: v.pin_memory().to(device, non_blocking=True) for k, v in b.items()}
-        if compute == torch.bfloat16 and (mesh.cp.size == 1 or mesh.cp_mode == 'ring'):
+        flash = compute == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 0) and cfg.hd <= 256
+        if flash and (mesh.cp.size == 1 or mesh.cp_mode == 'ring'):
             b['mask'] = flash_mask(doc, mesh, device)
     if compute == torch.float64:
         b = {k: v.double() if v.is_floating_point() else v for k, v in b.items()}
-    if experts:                                          # 0 text, 1 image, 2 audio, 3 padding
+    if cfg.n_expert:                                     # 0 text, 1 image, 2 audio, 3 padding
         b['kind'] = (b['ids'] == codec.sp['img']) + 2 * (b['ids'] == codec.sp['aud']) + 3 * (b['ids'] == codec.sp['pad'])
     return b

@@ -30,7 +30,7 @@ def evaluate(models, mesh, sets, codec, compute, device, blind=False, **batch):
         for b, counts in eval_batches(s, codec, **batch):
             if blind:
                 b['xin_img'].zero_(), b['xin_aud'].zero_()
-            b = to_device(b, device, compute, codec, mesh, cfg.n_expert)             # weights are 1, and 0 for padding
+            b = to_device(b, device, compute, codec, mesh, cfg)             # weights are 1, and 0 for padding
             o = forward_only(models, b, mesh, (*b['ids'].shape, cfg.n_embd), compute, device)
             if o:
                 total += torch.stack([(o[f'{k}_each'].double() * b[f'{k}_w']).sum().cpu() if f'{k}_each' in o else torch.zeros(())

@@ -2,7 +2,7 @@
 Work that forked processes do ahead, in order: documents for prepare.py, batches for a trainer whose GPU does not wait. No lock is shared,
 so killing them is safe, as it is not in a Pool; they end when their parent is gone.
 """
-import mmap, signal
+import atexit, mmap, signal
 from contextlib import contextmanager
 from itertools import count
 from multiprocessing import get_context
@@ -21,16 +21,17 @@ def started(work, workers):
             ends.append(end)
             procs.append(fork.Process(target=_child, args=(work, k, pipe, list(ends)), daemon=True))
             procs[-1].start()
+            atexit.register(procs[-1].kill)              # multiprocessing would ask it to end, and wait
             pipe.close()
         yield ends
     finally:
         for p in procs:
-            p.kill(), p.join()
+            p.kill(), p.join(), atexit.unregister(p.kill)
 
 
 def _child(work, k, pipe, ends):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)         # the parent ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)         # the parent ends its workers: it may want to save first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for end in ends:                                     # else a worker would never notice that the parent is gone
         end.close()
     torch.set_num_threads(1)
@@ -38,6 +39,17 @@ def _child(work, k, pipe, ends):
         work(k, pipe)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         pass
+    except Exception as e:                               # it has to be read: the process ends with its parent
+        pipe.send(e)
+        signal.pause()
+
+
+def _read(end):
+    """What a worker sent; its exception is raised here."""
+    got = end.recv()
+    if isinstance(got, Exception):
+        raise got
+    return got
 
 
 def made(document, n, workers):
@@ -48,8 +60,8 @@ def made(document, n, workers):
     with started(work, workers) as ends:
         try:
             for b in range(-(-n // 50)):
-                yield from ends[b % workers].recv()
-        except (EOFError, OSError):                      # OSError: in the middle of a block
+                yield from _read(ends[b % workers])
+        except (EOFError, ConnectionError):              # the latter: in the middle of a block
             raise BadInput('a worker process died, for want of memory perhaps: try --workers=1') from None
 
 
@@ -64,19 +76,14 @@ def ahead(make, step, workers, room):
         for i, s in enumerate(count(step + k, workers)):
             if i > 1:
                 pipe.recv()                              # the place of the step before the last is free
-            at, layout = i % 2 * room, []
-            try:
-                _, batch, rest = make(s)
-                for b in batch:
-                    layout.append({})
-                    for name, x in b.items():
-                        x = x.numpy()
-                        layout[-1][name] = at, x.dtype, x.shape
-                        np.frombuffer(shared[k], x.dtype, x.size, at)[:] = x.reshape(-1)
-                        at += -(-x.nbytes // 64) * 64
-            except Exception as e:
-                pipe.send(e)
-                return
+            (_, batch, rest), at, layout = make(s), i % 2 * room, []
+            for b in batch:
+                layout.append({})
+                for name, x in b.items():
+                    x = x.numpy()
+                    layout[-1][name] = at, x.dtype, x.shape
+                    np.frombuffer(shared[k], x.dtype, x.size, at)[:] = x.reshape(-1)
+                    at += -(-x.nbytes // 64) * 64
             pipe.send((layout, rest))
 
     def tensor(memory, at, dtype, shape):
@@ -88,9 +95,7 @@ def ahead(make, step, workers, room):
             try:
                 if i:                                    # what was yielded last is not needed any more
                     ends[k - 1].send(None)
-                got = ends[k].recv()
-            except (EOFError, OSError):
+                got = _read(ends[k])
+            except (EOFError, ConnectionError):
                 raise RuntimeError('a process that makes batches died, for want of memory perhaps: try --workers=0') from None
-            if isinstance(got, Exception):
-                raise got
             yield s, [{name: tensor(shared[k], *x) for name, x in b.items()} for b in got[0]], got[1]

@@ -112,7 +112,7 @@ def test_ring_over_flash_attention(cp, nh, nkv, monkeypatch):
 def batches(dtype, experts=True):
     host = toy.micros([toy.shards(toy.documents())], 0, experts=experts)
     single = [{k: v.float() if v.is_floating_point() else v for k, v in b.items()} for b in host]
-    return host, [to_device(b, GPU, dtype, toy.codec, solo_mesh(), experts) for b in single]
+    return host, [to_device(b, GPU, dtype, toy.codec, solo_mesh(), EXPERTS) for b in single]
 
 
 @pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
@@ -146,11 +146,12 @@ def trained(cfg, graph, steps=6, dtype=torch.float32):
         opt.update = graphed_update(opt)
     losses, data = [], [toy.shards(toy.documents())]
     for s in range(steps):
-        host = [{k: v.float() if v.is_floating_point() else v for k, v in b.items()} for b in toy.micros(data, s, experts=True)]
-        device = [to_device(b, GPU, dtype, toy.codec, solo_mesh(), True) for b in host]
+        rows = toy.micros(data, s, experts=True, T=256)                # long enough that arrays grow and shrink
+        host = [{k: v.float() if v.is_floating_point() else v for k, v in b.items()} for b in rows]
+        device = [to_device(b, GPU, dtype, toy.codec, solo_mesh(), EXPERTS) for b in host]
         opt.start(len(device))
         o = [run(b) for b in device] if graph else forward_backward(models, device, solo_mesh())
-        losses += [float(x['loss']) for x in o] + [opt.step(3e-3)]
+        losses += [float(x['loss']) for x in o] + [opt.step(3e-3 / (s + 1))]
     loads = [m.load.clone() for m in models[0].modules() if hasattr(m, 'load')]
     return losses, [u.master.clone() for u in opt.units], loads
 

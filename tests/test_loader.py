@@ -2,10 +2,10 @@
 import json
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import toy
 from data.codec import Codec
 from data.collate import collate
 from data.loader import eval_batches, pack_eval, pack_train, train_batches
-from data.media import FRAME_D
+from data.media import FRAME_D, BadInput
 from data.shards import open_shards, shard_dir, write_shards
+from data.workers import ahead, made
 from parallel import zigzag
 from toy import codec
 
@@ -274,8 +275,6 @@ def test_closing_ends_the_thread(sets):
     assert not mine.pop().is_alive()
 
 
-# ---------------------------------------------------------------- context parallel slices
-
 def test_processes_make_what_the_thread_makes(sets):
     want, got = (train_batches(sets, [1] * len(sets), codec, seed=3, step=5, rows=4, micro=2, T=64, past=2, workers=w) for w in (0, 3))
     for s in range(5, 17):                                             # each of them has to use its places again
@@ -288,9 +287,15 @@ def test_processes_make_what_the_thread_makes(sets):
 
 
 def test_errors_of_the_processes_reach_the_reader(sets):
-    broken = dict(sets[0], doc=sets[0]['doc'] * 1000)
-    batches = train_batches([broken], [1], codec, seed=3, step=0, rows=4, micro=2, T=64, workers=2)
-    with pytest.raises((IndexError, ValueError)):
+    def make(s):
+        if s == 7:
+            raise IndexError('of step 7')
+        return s, [dict(x=torch.arange(s))], s
+    batches = ahead(make, 0, 2, 4096)
+    for s in range(7):
+        i, (b,), rest = next(batches)
+        assert i == rest == s and torch.equal(b['x'], torch.arange(s))
+    with pytest.raises(IndexError, match='of step 7'):
         next(batches)
     batches = train_batches(sets, [1] * len(sets), codec, seed=3, step=0, rows=4, micro=2, T=64, workers=2)
     next(batches)
@@ -301,19 +306,41 @@ def test_errors_of_the_processes_reach_the_reader(sets):
             next(batches)
     assert not multiprocessing.active_children()
 
+    def document(i):
+        if i == 120:
+            raise BadInput('number 120')
+        return i
+    documents = made(document, 200, 2)
+    with pytest.raises(BadInput, match='number 120'):
+        assert [next(documents) for _ in range(100)] == [*range(100)] and next(documents)
+    assert not multiprocessing.active_children()
 
-def test_processes_end_with_their_parent(tmp_path):
-    """Killed, as the kernel does it for want of memory: no process of it is left."""
-    code = ("import os, signal, time\nfrom itertools import count\nfrom data.workers import ahead\n"
-            "g = ahead(lambda s: (s, [], os.getpid()), 0, 3, 64)\n"
-            "print(*(next(g)[2] for _ in range(3)), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)")
-    out = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
-    pids = [int(x) for x in out.stdout.split()]
-    assert len(set(pids)) == 3, out.stderr
-    end = time.time() + 60
-    while left := [p for p in pids if Path(f'/proc/{p}').exists() and 'Z' not in Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1]]:
-        assert time.time() < end, left
 
+@pytest.mark.parametrize('end, status', [('os.kill(os.getpid(), signal.SIGKILL)', -9), ('sys.exit(3)', 3),
+                                         ('os.killpg(0, signal.SIGTERM); print(next(g)[0], flush=True); sys.exit(4)', 4)])
+def test_processes_end_with_their_parent(end, status):
+    """Killed, as the kernel does it for want of memory; without closing anything; and not before it, when a signal is meant for all."""
+    code = f"""
+import os, signal, sys
+from data.workers import ahead
+signal.signal(signal.SIGTERM, lambda *a: None)
+g = ahead(lambda s: (s, [], os.getpid()), 0, 3, 64)
+print(*(next(g)[2] for _ in range(3)), flush=True)
+sys.stdin.read()
+{end}"""
+    run = subprocess.Popen([sys.executable, '-c', code], cwd=Path(__file__).resolve().parents[1], stdin=subprocess.PIPE,
+                           stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pids = [int(x) for x in run.stdout.readline().split()]
+    assert len(set(pids)) == 3
+    ends = [os.pidfd_open(p) for p in pids]
+    run.stdin.close()
+    assert run.stdout.read().split() == ['3'] * (status == 4) and run.wait() == status
+    for e in ends:
+        assert select.select([e], [], [], 60)[0], 'a process is left'
+        os.close(e)
+
+
+# ---------------------------------------------------------------- context parallel slices
 
 @pytest.mark.parametrize('cp', [2, 4])
 def test_slices_together_are_the_whole(sets, cp):

@@ -376,9 +376,8 @@ def test_linear_cross_entropy_equals_the_formula(z, softcap):
     want = (w * (nll + z * logits.logsumexp(1) ** 2)).sum()
     dh, dW = torch.autograd.grad(3 * want, (h, W))
     for chunk, compiled in ((4096, False), (23, False), (10, False), (1, False), (4096, True), (10, True)):
-        mesh = replace(solo_mesh(), compiled=compiled)                # its formula; what becomes of it is a matter of speed
-        with torch.compiler.set_stance('force_eager'):
-            got, each = linear_cross_entropy(h, W, y, w, mesh, z, softcap, chunk)
+        mesh = replace(solo_mesh(), compiled=compiled)
+        got, each = linear_cross_entropy(h, W, y, w, mesh, z, softcap, chunk)
         assert got.item() == pytest.approx(want.item(), rel=1e-13)
         torch.testing.assert_close(each, nll, rtol=0, atol=1e-12)
         assert not each.requires_grad

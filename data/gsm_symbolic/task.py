@@ -34,8 +34,12 @@ def templates():
     if not kept.exists():
         members = wheel(PACKAGE, r'^reasoning_gym/utils\.py$|/gsm_symbolic/generators_[0-9_]+\.py$', 'gsm_symbolic needs it')
         store(kept, json.dumps([m.decode() for m in members]).encode())
-    parts = json.loads(kept.read_text())
-    if hashlib.sha256(''.join(parts).encode()).hexdigest() != DIGEST:
+    try:
+        parts = json.loads(kept.read_text())
+        good = hashlib.sha256(''.join(parts).encode()).hexdigest() == DIGEST
+    except (ValueError, TypeError):
+        good = False
+    if not good:
         raise BadInput(f'{kept}: not the files of {PACKAGE}; delete it to fetch them again')
     utils, space, out = types.ModuleType('reasoning_gym.utils'), {}, {}
     exec(next(p for p in parts if 'def format_number' in p), utils.__dict__)
@@ -106,7 +110,8 @@ def value(text):
 
 def equations(thought):
     """Equations in a text, 'expression=number' of at least one operation -> [(text, whether it is right)]."""
-    text, out = re.sub(r'(?<=[0-9)]) ?x ?(?=[0-9(])', '*', thought[:4000].replace('$', '')), []
+    text = re.sub(r'(?<=[0-9]),(?=[0-9]{3})', '', thought[:4000].replace('$', ''))
+    text, out = re.sub(r'(?<=[0-9)]) ?x ?(?=[0-9(])', '*', text), []
     for m in re.finditer('=', text):
         left = re.search('[-0-9.+*/() ]*$', text[max(0, m.start() - 60):m.start()], re.ASCII)[0].strip()
         b, a = re.match(' ?(' + NUMBER + ')', text[m.end():m.end() + 24], re.ASCII), value(left)

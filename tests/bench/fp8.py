@@ -50,9 +50,10 @@ for fp8 in ('', 'tensorwise', 'rowwise'):
     got[fp8] = {k: mean(r[k] for r in every) for k in every[0]}
     off = {k: v / got[''][k] - 1 for k, v in got[fp8].items()}
     if not fp8:
-        error = {k: stdev(r[k] for r in every) * (2 / seeds) ** .5 / got[''][k] if seeds > 1 else float('nan') for k in got['']}
+        error = {k: stdev(r[k] for r in every) * (2 / seeds) ** .5 / got[''][k] for k in got['']} if seeds > 1 else None
     worst = max(worst, *off.values())                              # better is no fault
-    print(f'{fp8 or "none":12s} ' + ' '.join(f'{v:8.4f} {off[k]:+7.2%} ({error[k]:.2%})' for k, v in got[fp8].items()), flush=True)
+    spread = {k: f'({error[k]:.2%})' if error else '' for k in off}
+    print(f'{fp8 or "none":12s} ' + ' '.join(f'{v:8.4f} {off[k]:+7.2%} {spread[k]:7s}' for k, v in got[fp8].items()), flush=True)
 print(json.dumps(dict(bench='fp8', ok=worst <= .01, steps=steps, seeds=seeds, worst=worst, error=error,
                       losses={k or 'none': v for k, v in got.items()})))
 sys.exit(worst > .01)

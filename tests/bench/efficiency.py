@@ -8,7 +8,7 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
 
 The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
 are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks:
-without n-gram tables (config/muse.py config/muse_plain.py) for a tenth, a third and two thirds, with them (config/muse.py) for a
+without n-gram tables (config/muse.py config/muse_plain.py) for a tenth, a third, a half and two thirds, with them (config/muse.py) for a
 thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the
 tables, at a tenth. Every run is train.py as a process with one thread, two at a time.
 
@@ -42,7 +42,7 @@ jobs = 2             # runs at a time
 configure(globals())
 
 DENSE, MOE = ['config/llama_dense.py'], ['config/llama_dense.py', 'config/llama4_style.py']
-TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3, '2/3': 2 / 3}),
+TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3, '1/2': .5, '2/3': 2 / 3}),
           'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
 ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu'], 'zero init': ['--zero_init=false'],

@@ -9,7 +9,8 @@ How much less compute our recipe needs for the loss of a tuned Llama-style basel
 The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
 are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks:
 without n-gram tables (config/muse.py config/muse_plain.py) for a tenth, a third, a half and two thirds, with them (config/muse.py) for a
-thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth. Every run is train.py as a process with one thread, two at a time.
+thirtieth and a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth.
+Every run is train.py as a process with one thread, two at a time.
 
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out

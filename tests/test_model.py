@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import data.graph
 import toy
 from data.collate import collate
 from data.loader import pack_train
@@ -357,6 +358,30 @@ def test_the_transformer_by_the_book(cfg):
         assert h.dtype == dtype and out['loss'].dtype == torch.float32
         off = (h.double() - want.detach()).norm(dim=-1) / want.norm(dim=-1)
         assert off.median() < tol                                     # the median: in bfloat16 a few tokens choose another expert
+
+
+# ---------------------------------------------------------------- buffers of a CUDA graph
+
+def test_batches_in_buffers_give_the_same_losses_and_gradients(monkeypatch):
+    """Without the recording, which takes a GPU (test_cuda.py): arrays that are longer, then shorter than those before, and masks that are."""
+    monkeypatch.setattr(data.graph, 'recorded', lambda f: f)
+    s, model, lengths, programs = toy.shards(toy.documents()), muse(EXPERTS), [], set()
+    run = data.graph.graphed(model)
+    for step, T in enumerate([96] * 6):
+        for b in toy.micros([s], step, T=T, experts=True, rows=4):
+            begins = torch.arange(0, 2 * T + 1, T // (step + 1 if step < 3 else 2)).int()          # as flash_mask() gives them
+            lengths.append([len(b[k]) for k in ('img_i', 'rc_i', 'txt_i')])
+            want = gradients(model, [b])
+            for p in model.parameters():
+                p.grad = None
+            monkeypatch.setattr(model, 'context', lambda b, dtype, f=type(model).context: programs.add(len(b['mask'][0])) or f(
+                model, {k: v for k, v in b.items() if k != 'mask'}, dtype))
+            got = run({**b, 'mask': (begins, begins)})
+            monkeypatch.undo(), monkeypatch.setattr(data.graph, 'recorded', lambda f: f)
+            assert all(abs(got[k].item() - want[0][k]) < 1e-12 * max(1, abs(want[0][k])) for k in want[0])
+            assert all((p.grad - want[1][n]).abs().max() < 1e-12 for n, p in model.named_parameters())
+    grown = [max(x) for x in zip(*lengths)]
+    assert any(a != b for a in lengths for b in lengths) and lengths[-1] != grown and max(programs) > min(programs)
 
 
 # ---------------------------------------------------------------- cross-entropy

@@ -752,6 +752,7 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--tokens_per_step=-64', 'tokens_per_step'), ('--block_size=0', 'block_size'), ('--micro_rows=0', 'micro_rows'),
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
+         ('--graph=true', 'graph', 'one GPU'), ('--recompute=2.0', 'recompute'), ('--workers=-1', 'workers'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
          ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'),
          ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]

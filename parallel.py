@@ -574,7 +574,7 @@ def _ring_part(cp, s, n):
 
 
 def attention(q, k, v, mask, scale, mesh):
-    """q (B, nh, T, hd), k and v (B, nkv, S, hd), mask of attention_mask() -> (B, nh, T, hd); T is T/cp with context parallelism."""
+    """q (B, nh, T, hd), k and v (B, nkv, S, hd), mask of attention_mask() or flash_mask() -> (B, nh, T, hd); T is T/cp with cp."""
     cp = mesh.cp
     if cp.size == 1 or isinstance(mask, torch.Tensor) and mesh.cp_mode == 'ring':      # the latter: generation, which has whole rows
         return _attend(q, k, v, mask, scale)
@@ -600,7 +600,7 @@ def _fused(x, dtype):
 
 
 def _attend(q, k, v, mask, scale):
-    """Attention on whole keys; mask None: causal."""
+    """Attention on whole keys; mask None: causal, a tuple: see flash_mask()."""
     B, nh, T, hd = q.shape
     nkv, S = k.shape[1], k.shape[2]
     if isinstance(mask, tuple):

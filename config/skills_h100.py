@@ -1,5 +1,5 @@
 """
-All skills on one H100, from the start: config/train_skills.py with five times the data, a larger model, and batches four times as large.
+All skills on one H100, from the start: config/train_skills.py with 4 to 13 times the data, a larger model, and batches four times as large.
 
     python train.py                                            the default job, which also learns the 128 merges of the tokenizer
     for n in scenes:150000 objects:60000 charts:50000 visual:80000; do

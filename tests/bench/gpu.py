@@ -37,8 +37,6 @@ configure(globals())
 
 # layers, width, heads, vocabulary, block, rows of a microbatch, microbatches of a step
 SIZES = {'6x384': (6, 384, 6, 65, 256, 64, 1), '12x768': (12, 768, 12, 50304, 1024, 12, 4), '4x2048': (4, 2048, 16, 50304, 2048, 8, 2)}
-
-
 plain_loss = parallel._fused_loss
 
 

@@ -49,6 +49,7 @@ class ModelConfig:
     shared_ff: int = 0            # hidden units of the shared expert; 0: ff / top_k
     dense_layers: int = 1         # the first layers stay dense
     smear: int = 0                # so many ids before each are embedded with it, by tables of their own
+    value_embed: bool = False     # each layer adds a row of a table, looked up by the id, to its values
     ngram: int = 0                # memory tables for the last 2, 3, .. ngram ids; 0: none
     ngram_rows: int = 1 << 17     # of each table
 
@@ -61,8 +62,7 @@ class ModelConfig:
         self.expert_ff, self.shared_ff = self.expert_ff or self.ff // self.top_k, self.shared_ff or self.ff // self.top_k
         for ok, say in ((self.act in ('relu2', 'swiglu'), f'act={self.act}: use relu2 or swiglu'),
                         (self.n_embd % self.n_head == 0, f'n_embd={self.n_embd} does not divide by n_head={self.n_head}'),
-                        (self.n_embd // self.n_head % 2 == 0,
-                         f'n_embd/n_head={self.n_embd // self.n_head} is odd: rotary positions need pairs'),
+                        (self.hd % 2 == 0, f'n_embd/n_head={self.hd} is odd: rotary positions need pairs'),
                         (self.n_head % self.n_kv_head == 0, f'n_head={self.n_head} does not divide by n_kv_head={self.n_kv_head}'),
                         (self.ngram != 1 and self.ngram >= 0, f'ngram={self.ngram}: use 0 for no memory, or 2 and more'),
                         (self.smear >= 0, f'smear={self.smear}: use 0 or more'),
@@ -224,11 +224,10 @@ class Attention(nn.Module):
         C, hd, kv = cfg.n_embd, cfg.hd, cfg.n_kv_head
         self.cfg, self.mesh = cfg, mesh
         self.q = param(mesh, C, C, tp=0, std=C ** -0.5)
-        # apart from q: with fewer heads than tp it has copies
-        self.kv = param(mesh, 2 * kv * hd, C, tp=0, parts=(kv * hd, kv * hd), kv=kv, std=C ** -0.5)
+        self.kv = param(mesh, 2 * kv * hd, C, tp=0, parts=(kv * hd, kv * hd), kv=kv, std=C ** -0.5)      # fewer heads than tp: copies
         self.out = param(mesh, C, C, tp=1, std=0.0 if cfg.zero_init else C ** -0.5 / (2 * cfg.n_layer) ** 0.5)
-        # shared by the heads: summed over tp
-        self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None
+        self.ve = param(mesh, cfg.vocab_size, kv * hd, tp=1, kv=kv, std=0.0, kind='embed') if cfg.value_embed else None
+        self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None     # of all heads: summed over tp
         self.nh = cfg.n_head // mesh.tp.size
         self.nkv = max(1, kv // mesh.tp.size)
 
@@ -239,6 +238,8 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         q = linear(x, self.q, self.mesh).view(B, T, nh, hd)
         k, v = linear(x, self.kv, self.mesh).view(B, T, 2 * nkv, hd).split(nkv, 2)
+        if self.ve is not None:
+            v = v + F.embedding(ctx['ids'], self.ve).view(B, T, nkv, hd)
         if self.cfg.qk_norm:
             q, k = rms_norm(q, self.gain, self.cfg.norm_eps), rms_norm(k, None, self.cfg.norm_eps)
         q, k = _Rotate.apply(q, ctx['turn']), _Rotate.apply(k, ctx['turn'])
@@ -276,8 +277,7 @@ class MoE(nn.Module):
         self.w1 = param(mesh, cfg.n_expert, n * ff, C, expert=True, std=C ** -0.5)
         self.w2 = param(mesh, cfg.n_expert, C, ff, expert=True, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
         self.register_buffer('bias', torch.zeros(cfg.n_expert))                # moved by the training loop, saved in checkpoints
-        # tokens per expert since the last step: text, image, audio
-        self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)
+        self.register_buffer('load', torch.zeros(3, cfg.n_expert), persistent=False)       # tokens since the last step: text, image, audio
 
     def forward(self, x, ctx):
         # x (B, T, C), or its T-slice under sp
@@ -466,9 +466,10 @@ class Muse(nn.Module):
         return flat.view_as(x)
 
     def context(self, b, dtype):
-        """What all blocks of a microbatch share: rotary angles, attention mask, kind of each position (for the experts' load)."""
+        """What all blocks of a microbatch share: rotary angles, attention mask, ids, kind of each position (for the experts' load)."""
         mask = b['mask'] if 'mask' in b else attention_mask(b['doc'], self.mesh, dtype)
-        return {'turn': turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc')), 'mask': mask, 'kind': b.get('kind')}
+        turn = turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc'))
+        return dict(turn=turn, mask=mask, ids=b['ids'], kind=b.get('kind'))
 
     def losses(self, x, b):
         """
@@ -538,7 +539,7 @@ class Decoder:
                 gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
             if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
                 m = lay(m.up, gain2), m.down.t().contiguous()
-            return qkv, gain, a.out.t().contiguous(), m, gain2
+            return qkv, gain, a.ve, a.out.t().contiguous(), m, gain2
         self.model = model
         self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
         self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
@@ -620,8 +621,10 @@ class Decoder:
         def add(x, y, w):                                          # to x, in its place: y w, summed over tp
             return x.addmm_(y, w) if g.size == 1 else x.add_(all_reduce(y @ w, g))
 
-        for (i, (w, gain, out, mlp, gain2)), kv, near, place in zip(self.w.items(), self.kv, seen, here):
+        for (i, (w, gain, ve, out, mlp, gain2)), kv, near, place in zip(self.w.items(), self.kv, seen, here):
             torch.mm(unit(x, eps), w, out=flat)
+            if ve is not None:
+                new[:, 1] += F.embedding(batch['ids'], ve).view(B * T, nkv, hd)
             if gain is not None:
                 torch.mul(unit(qk, eps_head), gain, out=qk)
             if qk_complex is not None:                             # rotate(), in its place
@@ -668,7 +671,7 @@ def count_params(cfg):
     n = 2 if cfg.act == 'swiglu' else 1
     n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
     flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
-    out = dict(memory=tables * cfg.ngram_rows * C, embed=(1 + cfg.smear) * cfg.vocab_size * C
+    out = dict(memory=tables * cfg.ngram_rows * C, embed=((1 + cfg.smear) * C + cfg.value_embed * L * kv) * cfg.vocab_size
                + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
                attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
                mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
@@ -683,7 +686,7 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     """
     Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks,
     `attended` pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add;
-    memory tables take about 6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
+    tables take about 6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
     """
     p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
     n = 2 if cfg.act == 'swiglu' else 1
@@ -692,5 +695,6 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     n_mod = (3 * cfg.flow_depth + 2) * W
     flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
-                + aud * flow(128) * cfg.audio + positions * (max(0, cfg.ngram - 1) + cfg.smear) * C
+                + aud * flow(128) * cfg.audio
+                + positions * ((max(0, cfg.ngram - 1) + cfg.smear) * C + cfg.value_embed * cfg.n_layer * cfg.n_kv_head * cfg.hd)
                 + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))

@@ -80,6 +80,7 @@ expert_ff = 0              # hidden units of an expert; 0: ff / top_k
 shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
 smear = 0                  # so many ids before each are embedded with it, by tables of their own
+value_embed = False        # each layer adds a row of a table, looked up by the id, to its values
 ngram = 0                  # memory tables, looked up by the last 2, 3, .. ngram ids and added to the embedding; 0: none
 ngram_rows = 131072        # of each
 moe_balance = 1e-3         # step of the balancing bias
@@ -90,6 +91,7 @@ max_steps = 1800
 lr = 3e-3                  # peak learning rate of AdamW
 muon = True                # matrices inside the blocks by Muon
 muon_lr = 0.02             # their peak learning rate
+muon_steps = 5             # of the iteration that orthogonalises, 1 to 5; 3 do for small matrices
 head_lr = 1.0              # factors on lr by kind of parameter
 embed_lr = 3.0
 scalar_lr = 1.0
@@ -152,7 +154,7 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                  f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
                 *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
-                (block_size > 1, f'block_size={block_size}: use 2 or more'),
+                (block_size > 1, f'block_size={block_size}: use 2 or more'), (0 < muon_steps < 6, f'muon_steps={muon_steps}: use 1 to 5'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),
@@ -214,7 +216,7 @@ mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv
 mesh.fp8, mesh.compiled, todo = fp8, compile, todo[mesh.pp.rank] if todo else None
 models = [m.to(device) for m in build(cfg, mesh, seed, pp_chunks)]
 kinds = dict(embed=embed_lr, head=head_lr, scalar=scalar_lr, table=ngram_lr / lr)
-opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, clip=clip, zero=zero)
+opt = Optimizer(models, mesh, compute, (beta1, beta2), 1e-8, weight_decay, kinds, muon, muon_lr / lr, muon_steps, clip=clip, zero=zero)
 for m in models:
     m.recompute = recompute
 params = count_params(cfg)
@@ -355,8 +357,7 @@ def roll_back(why):
     loader = batches()
     return True
 
-peak = product_peak(compute, device)
-loader = batches()
+peak, loader = product_peak(compute, device), batches()
 update = all_reduce(torch.tensor(opt.flops(), dtype=torch.float64, device=device), mesh.pp).item()    # of the optimizer, all stages
 spent_flops, spent_cpu, clock = 0.0, 0.0, time.process_time()         # since this start: of the world; of this process, without evaluation
 began, last_log, flops, done = time.time(), time.time(), 0, 0          # the last two: since the last line of the log; done: steps

@@ -88,7 +88,8 @@ def weights(cfg, l, part):
     if part == 'heads':                                            # of several stages the last holds a copy of a tied embedding
         flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W // t
         return C + (V if not cfg.tie or l['pp'] > 1 else 0) + cfg.image * flow(D) + cfg.audio * flow(128), 0
-    attention = 2 * C * C // t + 2 * max(cfg.n_kv_head // t, 1) * cfg.hd * C + cfg.qk_norm * cfg.hd + 2 * C
+    kv = max(cfg.n_kv_head // t, 1) * cfg.hd
+    attention = 2 * C * C // t + (2 * C + cfg.value_embed * cfg.vocab_size) * kv + cfg.qk_norm * cfg.hd + 2 * C
     if part == 'dense':
         return attention + g * C * cfg.ff // t, 0
     return attention + g * C * cfg.shared_ff // t + cfg.n_expert * C, cfg.n_expert // l['ep'] * g * C * cfg.expert_ff

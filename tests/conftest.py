@@ -1,5 +1,6 @@
 """Shared by all tests: the repository root on sys.path; one thread, so that results repeat and tests do not compete."""
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,3 +15,4 @@ def pytest_configure(config):
     threads = config.getoption('--threads')
     torch.set_num_threads(threads)
     os.environ['OMP_NUM_THREADS'] = str(threads)  # the scripts that tests start follow
+    signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell's background job ignores it, and so would those scripts

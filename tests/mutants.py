@@ -203,7 +203,7 @@ MUTANTS = [
      'torch._foreach_mul_([u.due for u in self.units]',
      'torch._foreach_mul_([u.own for u in self.units]'),
     (28, 'Muon on slices', 'optim_zero.py', 'muon: dense tp2',
-     'o = orthogonalise(torch.stack([m for _, m in items]), dtype=self.dtype)',
+     'o = orthogonalise(torch.stack([m for _, m in items]), self.muon_steps, self.dtype)',
      'o = torch.stack([torch.cat([orthogonalise(m.narrow(x.dim, *c)[None], 5, self.dtype)[0] for c in x.cuts], x.dim) for x, m in items])'),
     (28, 'Muon scaled by the shape of the slice', 'optim_zero.py', 'muon: dense tp2',
      'max(1, rows / cols) ** 0.5',

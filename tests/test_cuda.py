@@ -178,7 +178,7 @@ def test_the_engine_says_the_same():
 
 
 @pytest.mark.parametrize('flags', ['--graph=true', '--compile=true', '--n_expert=4 --graph=true --fp8=rowwise',
-                                   '--n_expert=4 --recompute=0.5', '--ngram=3 --ngram_rows=997 --smear=1 --dtype=float32'])
+                                   '--n_expert=4 --recompute=0.5', '--ngram=3 --ngram_rows=97 --smear=1 --value_embed=1 --dtype=float32'])
 def test_train_py(flags, tmp_path):
     cmd = [sys.executable, 'train.py', '--n_layer=2', '--n_embd=64', '--n_head=2', '--flow_width=32', '--block_size=128', '--log_every=1',
            '--tokens_per_step=1024', '--micro_rows=4', '--skills=4', '--eval_docs=20', '--max_steps=8', f'--out_dir={tmp_path}',

@@ -20,8 +20,8 @@ from toy import codec
 TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
-TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, ngram=toy.PAST + 1,
-                   ngram_rows=101)
+TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, value_embed=True,
+                   ngram=toy.PAST + 1, ngram_rows=101)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -132,7 +132,7 @@ def test_absent_modality_is_zero_and_every_parameter_is_used(cfg):
 
 
 @pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16),
-                                  dict(tie=True, act='swiglu', smear=2, ngram=toy.PAST + 1, ngram_rows=101)],
+                                  dict(tie=True, act='swiglu', smear=2, value_embed=True, ngram=toy.PAST + 1, ngram_rows=101)],
                                   ids=['dense', 'experts', 'tied'])
 def test_every_parameter_learns_on_a_mixed_batch(more):
     """From the true initialisation, with its zeros perturbed (behind a zero there is no gradient yet)."""
@@ -318,6 +318,8 @@ def by_the_book(model, b):
         W = {n.removeprefix(f'blocks.{i}.'): p for n, p in P.items() if n.startswith(f'blocks.{i}.')}
         u = norm(x, W['norm1.gain'])
         q, (k, v) = (u @ W['attn.q'].t()).view(B, T, nh, hd), (u @ W['attn.kv'].t()).view(B, T, 2, nkv, hd).unbind(2)
+        if cfg.value_embed:
+            v = v + W['attn.ve'][b['ids']].view(B, T, nkv, hd)
         if cfg.qk_norm:
             q, k = norm(q, W['attn.gain']), norm(k, None)
         k, v = (y.repeat_interleave(nh // nkv, 1) for y in (rotate(k), v.transpose(1, 2)))
@@ -633,9 +635,9 @@ def test_parameters_on_paper_equal_those_there(name):
     part = lambda *words: sum(x.numel() for n, x in model.named_parameters() if any(w in n for w in words))
     assert p['memory'] == part('memory')
     assert p['experts'] == part('mlp.w1', 'mlp.w2')
-    assert p['attention'] == part('.attn.')
+    assert p['attention'] == part('.attn.') - part('.ve')
     assert p['mlp'] == part('.mlp.up', '.mlp.down', '.mlp.shared', '.mlp.router')
-    assert p['embed'] == part('wte', 'before', '_in') - part('_out.')  + sum(x.numel() for n,
+    assert p['embed'] == part('wte', 'before', '_in', '.ve') - part('_out.')  + sum(x.numel() for n,
         x in model.named_parameters() if '_out.' in n and '_in' not in n)
     one = 0 if not cfg.n_expert else (3 if cfg.act == 'swiglu' else 2) * cfg.n_embd * cfg.expert_ff * max(0, cfg.n_layer - cfg.dense_layers)
     idle = (cfg.n_expert - cfg.top_k) * one + p['memory'] // cfg.ngram_rows * (cfg.ngram_rows - 1)
@@ -656,7 +658,8 @@ def test_operations_on_paper_equal_those_counted(name):
     paper = count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * T, 3,
                         len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i']))
     # no matrix products
-    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd
+    assert counted.get_total_flops() == paper - 2 * b['ids'].numel() * (
+        (max(0, cfg.ngram - 1) + cfg.smear) * cfg.n_embd + cfg.value_embed * cfg.n_layer * cfg.n_kv_head * cfg.hd)
 
 
 def test_no_gradient_is_computed_when_none_is_wanted():

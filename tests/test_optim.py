@@ -21,7 +21,7 @@ import toy
 import data.checkpoint as checkpoint
 from model import ModelConfig, Muse
 from data.checkpoint import Checkpoint, checkpoints, prune, save_checkpoint
-from optim_zero import Optimizer, orthogonalise
+from optim_zero import QUINTICS, Optimizer, orthogonalise
 from parallel import param, solo_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,17 +134,27 @@ def test_kinds_of_the_model():
 
 @pytest.mark.parametrize('shape', [(1, 32, 32), (3, 64, 16), (2, 16, 64), (1, 192, 768), (1, 8, 8), (1, 1, 40)])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
-def test_orthogonalise_flattens_the_spectrum(shape, dtype):
-    """Singular values from .05 of the largest up to 1 come out in [.6, 1.3], with the singular vectors that went in."""
+@pytest.mark.parametrize('steps, least', [(3, 0.04), (4, 0.01), (5, 0.001)])
+def test_orthogonalise_flattens_the_spectrum(shape, steps, least, dtype):
+    """Singular values from `least` of the Frobenius norm on come out in [.85, 1.12], with the singular vectors that went in."""
     g = torch.Generator().manual_seed(sum(shape))
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=g, dtype=torch.float64), full_matrices=False)
-    s = torch.linspace(1, 0.05, u.shape[-1], dtype=torch.float64) * 1e-3
-    o = orthogonalise((u * s @ v).to(dtype)).double()
+    s = torch.linspace(1, min(1, least * u.shape[-1] ** 0.5), u.shape[-1], dtype=torch.float64) * 1e-3
+    o = orthogonalise((u * s @ v).to(dtype), steps).double()
     out = torch.linalg.svdvals(o)
-    assert o.shape == shape and 0.6 < out.min() and out.max() < 1.3, (out.min(), out.max())
+    wide = 0 if dtype == torch.float64 else 0.03 if dtype == torch.bfloat16 else 1e-4
+    assert o.shape == shape and 0.85 - wide < out.min() and out.max() < 1.12 + wide, (out.min(), out.max())
     inner = u.mT @ o @ v.mT                                              # diagonal: the same vectors
     off = inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
     assert off.abs().max() < (1e-6 if dtype == torch.float64 else 0.1)
+
+@pytest.mark.parametrize('rank', [1, 2, 9])
+def test_orthogonalise_does_not_explode(rank):
+    """In bfloat16 a matrix of low rank has singular values that rounding puts past 1, where a quintic for [0, 1] alone explodes."""
+    g = torch.Generator().manual_seed(rank)
+    for rows, cols in torch.randint(9, 200, (40, 2), generator=g).tolist():
+        x = torch.randn(1, rows, rank, generator=g) @ torch.randn(1, rank, cols, generator=g)
+        assert torch.linalg.svdvals(orthogonalise(x).float()).max() < 1.2
 
 def test_orthogonalise_takes_zeros_and_any_scale():
     assert not orthogonalise(torch.zeros(2, 8, 4)).any()
@@ -154,9 +164,9 @@ def test_orthogonalise_takes_zeros_and_any_scale():
 def plain_newton_schulz(x):
     x = x.T if (tall := x.shape[0] > x.shape[1]) else x
     x = x / (x.square().sum().sqrt() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x - 4.775 * (a @ x) + 2.0315 * (a @ a @ x)
+    for a, b, c in QUINTICS:
+        s = x @ x.T
+        x = a * x + b * (s @ x) + c * (s @ s @ x)
     return x.T if tall else x
 
 def test_muon_equals_a_plain_implementation():
@@ -199,7 +209,7 @@ def test_parts_of_different_shapes_keep_their_places():
     opt.step(1.0)
     for part in (slice(0, 8), slice(8, 12)):
         want = -plain_newton_schulz(grads['fused'][part]) * (2.0 ** 0.5 if part.start == 0 else 1)
-        torch.testing.assert_close(masters(opt)['fused'][part], want, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(masters(opt)['fused'][part], want, rtol=2e-5, atol=2e-5)       # float32 inside
 
 def test_muon_float32_masters_follow_the_plain_one():
     """One step from float32 gradients: bfloat16 inside orthogonalise, the update still within a few per cent."""

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+import toy
 from data.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from data.codec import BadInput, Codec
 from data.rollouts import alarms, pack, pass_at, repeated, split
@@ -371,7 +372,7 @@ def gradients(mesh, micro, rolls, A, zero=0):
     opt.start(len(micros))
     losses = forward_backward(models, [b for b, _ in micros], mesh)
     opt.reduce()
-    out = {p.spec.name: (p.spec, u.whole(u.due)[s].view_as(p).clone()) for u in opt.units for p, s in zip(u.params, u.slices)}
+    out = {p.spec.name: (p.spec, toy.whole(u, u.due)[s].view_as(p).clone()) for u in opt.units for p, s in zip(u.params, u.slices)}
     return out, losses, micros
 
 

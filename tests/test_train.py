@@ -45,7 +45,8 @@ PATIENCE = 600  # seconds that a run may take: machines pause
 TINY = ('--n_layer=1 --n_embd=32 --n_head=2 --flow_width=32 --flow_depth=1 --flow_draws=1 --block_size=64 --log_every=1 '
         '--tokens_per_step=256 --max_steps=12 --skills=0 --eval_docs=20 --tokenizer=bytes --dtype=float32 '
         '--device=cpu').split()
-MOE = '--n_layer=2 --n_expert=4 --top_k=2 --smear=2 --ngram=4 --ngram_rows=997 --save_every=4 --eval_every=4 --keep_last=9'.split()
+MOE = ('--n_layer=2 --n_expert=4 --top_k=2 --smear=2 --value_embed=true --ngram=4 --ngram_rows=997 --save_every=4 --eval_every=4 '
+       '--keep_last=9').split()
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 
 # ---------------------------------------------------------------- inside the forked process

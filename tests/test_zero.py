@@ -155,7 +155,7 @@ def alone_worker(rank, zero):
         (model.w * (i + 1 + 10 * rank)).sum().backward()
         (model.v * (i + 1)).sum().backward() if i else None
     opt.reduce()
-    return opt.units[0].whole(opt.units[0].due)
+    return toy.whole(opt.units[0], opt.units[0].due)
 
 
 @pytest.mark.parametrize('zero', [0, 1, 2])

@@ -5,7 +5,7 @@ from data.codec import Codec
 from data.collate import collate
 from data.loader import pack_train
 from optim_zero import gather_rows
-from parallel import solo_mesh
+from parallel import all_gather_into, solo_mesh
 
 codec = Codec('bytes')
 PAST = 3                                                          # ids that n-gram memory sees before each: ngram=4
@@ -33,6 +33,15 @@ def shards(docs):
     at = np.cumsum([[0, 0, 0]] + [[len(e['ids']), len(e['patches']), len(e['frames'])] for e in enc], 0)
     return dict(ids=cat('ids'), w=cat('w'), patch=cat('patches'), rc=cat('rc'), frame=cat('frames').astype(np.float16),
                 doc=at.astype(np.int64))
+
+
+def whole(u, x):
+    """A tensor as long as the span of a unit -> (n,), gathered over its group."""
+    if u.stage == 0:
+        return x
+    y = x.new_empty(u.n)
+    all_gather_into(y, x.contiguous(), u.group).wait()
+    return y
 
 
 def touched(table, g=solo_mesh().dpcp):

@@ -223,22 +223,25 @@ def gather_rows(table, g):
 
 # ---------------------------------------------------------------- Muon
 
-# a x + b x^3 + c x^5, each the nearest to 1 on the interval to which those before it take [0.001, 1]: so the five together are the nearest
-# that five can be (Amsel et al. 2025, "The Polar Express"). Of x / 1.01: past the end, where bfloat16 may round a value to, they explode.
-QUINTICS = ((8.3865, -24.3696, 17.7251), (4.1414, -3.0173, 0.5524), (3.9226, -2.8672, 0.5357), (3.2540, -2.3922, 0.4827),
-            (2.2512, -1.5963, 0.3960))
+# a x + b x^3 + c x^5, each the nearest to 1 on the interval to which those before it take the singular values: so together they are the
+# nearest that so many can be (Amsel et al. 2025, "The Polar Express"). Of x / 1.01: past the end, where bfloat16 may round, they explode.
+QUINTICS = {3: ((8.0132, -22.9258, 16.5994), (3.6006, -2.6419, 0.5105), (2.6350, -1.9190, 0.4306)),      # from .01 on into [.71, 1.27]
+            4: ((8.3007, -24.0375, 17.4661), (4.0034, -2.9228, 0.5419), (3.4709, -2.5494, 0.5002),       # .003, [.77, 1.2]
+                (2.4655, -1.7803, 0.4156)),
+            5: ((8.3865, -24.3696, 17.7251), (4.1414, -3.0173, 0.5524), (3.9226, -2.8672, 0.5357),       # .001, [.85, 1.12]
+                (3.2540, -2.3922, 0.4827), (2.2512, -1.5963, 0.3960))}
 
 
 def orthogonalise(g, steps=5, dtype=torch.bfloat16):
     """
-    g (n, rows, cols) -> roughly the U V^T of its singular value decomposition (Jordan et al. 2024), by the last `steps` of QUINTICS: every
-    singular value from 0.001 of the Frobenius norm on (4: 0.01, 3: 0.04) comes into [0.85, 1.12]. In `dtype`; float64 stays float64.
+    g (n, rows, cols) -> roughly the U V^T of its singular value decomposition, by a Newton-Schulz iteration (Jordan et al. 2024) of 3 to 5
+    QUINTICS, which say what becomes of singular values over the Frobenius norm. In `dtype`; float64 stays float64.
     """
     x = g if g.dtype == torch.float64 else g.to(dtype)
     if flip := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for a, b, c in QUINTICS[-steps:]:
+    for a, b, c in QUINTICS[steps]:
         s = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return x.mT if flip else x
@@ -290,9 +293,8 @@ def swap(pieces, lengths, g, dtype):
 class Optimizer:
     """
     opt = Optimizer(models, mesh, ...);  opt.start(micros) before the backward passes of a step;  opt.step(lr) after the last.
-    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router, table (matrix: 1).  muon=True: matrices by Muon with
-    learning rate lr * muon_lr, momentum and the last muon_steps of QUINTICS; weight decay on matrices only (Spec.kind says which they are,
-    never the shape or the name).
+    lr_scale: {kind: factor on the learning rate} for embed, head, scalar, router, table (matrix: 1).  muon=True: matrices by Muon (learning
+    rate lr * muon_lr, momentum, muon_steps QUINTICS); weight decay on matrices only (Spec.kind says which, never the shape or the name).
     """
     def __init__(self, models, mesh, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, lr_scale=None, muon=False,
                  muon_lr=1.0, muon_steps=5, momentum=0.95, clip=1.0, zero=0):

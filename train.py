@@ -91,7 +91,7 @@ max_steps = 1800
 lr = 3e-3                  # peak learning rate of AdamW
 muon = True                # matrices inside the blocks by Muon
 muon_lr = 0.02             # their peak learning rate
-muon_steps = 5             # of the iteration that orthogonalises, 1 to 5; 3 do for small matrices
+muon_steps = 5             # of the iteration that orthogonalises, 3 to 5; 3 do for small matrices
 head_lr = 1.0              # factors on lr by kind of parameter
 embed_lr = 3.0
 scalar_lr = 1.0
@@ -154,7 +154,7 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                  f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
                 *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
-                (block_size > 1, f'block_size={block_size}: use 2 or more'), (0 < muon_steps < 6, f'muon_steps={muon_steps}: use 1 to 5'),
+                (block_size > 1, f'block_size={block_size}: use 2 or more'), (2 < muon_steps < 6, f'muon_steps={muon_steps}: use 3 to 5'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),

@@ -134,27 +134,27 @@ def test_kinds_of_the_model():
 
 @pytest.mark.parametrize('shape', [(1, 32, 32), (3, 64, 16), (2, 16, 64), (1, 192, 768), (1, 8, 8), (1, 1, 40)])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('steps, least', [(3, 0.04), (4, 0.01), (5, 0.001)])
-def test_orthogonalise_flattens_the_spectrum(shape, steps, least, dtype):
-    """Singular values from `least` of the Frobenius norm on come out in [.85, 1.12], with the singular vectors that went in."""
+@pytest.mark.parametrize('steps, least, low, high', [(3, 0.01, 0.71, 1.27), (4, 0.003, 0.77, 1.2), (5, 0.001, 0.85, 1.12)])
+def test_orthogonalise_flattens_the_spectrum(shape, steps, least, low, high, dtype):
+    """Singular values from `least` of the Frobenius norm on come out in [low, high], with the singular vectors that went in."""
     g = torch.Generator().manual_seed(sum(shape))
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=g, dtype=torch.float64), full_matrices=False)
     s = torch.linspace(1, min(1, least * u.shape[-1] ** 0.5), u.shape[-1], dtype=torch.float64) * 1e-3
     o = orthogonalise((u * s @ v).to(dtype), steps).double()
     out = torch.linalg.svdvals(o)
-    wide = 0 if dtype == torch.float64 else 0.03 if dtype == torch.bfloat16 else 1e-4
-    assert o.shape == shape and 0.85 - wide < out.min() and out.max() < 1.12 + wide, (out.min(), out.max())
+    wide = 0 if dtype == torch.float64 else 0.03 if dtype == torch.bfloat16 else 1e-3
+    assert o.shape == shape and low - wide < out.min() and out.max() < high + wide, (out.min(), out.max())
     inner = u.mT @ o @ v.mT                                              # diagonal: the same vectors
     off = inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
     assert off.abs().max() < (1e-6 if dtype == torch.float64 else 0.1)
 
-@pytest.mark.parametrize('rank', [1, 2, 9])
-def test_orthogonalise_does_not_explode(rank):
+@pytest.mark.parametrize('steps, rank', [(3, 1), (4, 2), (5, 1), (5, 9)])
+def test_orthogonalise_does_not_explode(steps, rank):
     """In bfloat16 a matrix of low rank has singular values that rounding puts past 1, where a quintic for [0, 1] alone explodes."""
     g = torch.Generator().manual_seed(rank)
     for rows, cols in torch.randint(9, 200, (40, 2), generator=g).tolist():
         x = torch.randn(1, rows, rank, generator=g) @ torch.randn(1, rank, cols, generator=g)
-        assert torch.linalg.svdvals(orthogonalise(x).float()).max() < 1.2
+        assert torch.linalg.svdvals(orthogonalise(x, steps).float()).max() < 1.3
 
 def test_orthogonalise_takes_zeros_and_any_scale():
     assert not orthogonalise(torch.zeros(2, 8, 4)).any()
@@ -164,7 +164,7 @@ def test_orthogonalise_takes_zeros_and_any_scale():
 def plain_newton_schulz(x):
     x = x.T if (tall := x.shape[0] > x.shape[1]) else x
     x = x / (x.square().sum().sqrt() + 1e-7)
-    for a, b, c in QUINTICS:
+    for a, b, c in QUINTICS[5]:
         s = x @ x.T
         x = a * x + b * (s @ x) + c * (s @ s @ x)
     return x.T if tall else x

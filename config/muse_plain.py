@@ -5,10 +5,10 @@ values, value embeddings, and the two bytes before each embedded with it.
 With 222,752 parameters, and for half of the operations of config/llama_dense.py (2.1e12, 58 CPU-seconds), 1.298 nats per byte of held-out
 Python (dev; another seed 1.301); that one has 1.327 for all of them. How it was tuned, on dev, each for these operations:
 
-    4 heads, ff 256, 3 bytes before, 5 steps of Muon's iteration    1.323 and 1.324 (two seeds); context 64 1.337, 96 1.319; batch 768 1.327;
+    4 heads, ff 256, 3 bytes before, 5 steps of Muon's iteration    1.323, 1.324 (two seeds); context 64 1.337, 96 1.319; batch 768 1.327;
                                                                     learned skips from the embedding 1.331; value embeddings 1.316
-    ff 192 1.315; 2 heads 1.314; 3 steps 1.314 to 1.322; all three  1.302, 1.304; 1 head 1.319, 2 heads of keys and values 1.302, 4 layers with
-                                                                    ff 128 1.309, width 80 1.322, batch 768 1.307; 2 steps 1.316
+    ff 192 1.315; 2 heads 1.314; 3 steps 1.314 to 1.322; all three  1.302, 1.304; 1 head 1.319, 2 heads of keys and values 1.302, 4 layers
+                                                                    with ff 128 1.309, width 80 1.322, batch 768 1.307
     and value embeddings, ff 144                                    1.297 to 1.305 (seeds, coefficients); 4 steps 1.304; Muon's rate .015
                                                                     1.306, .03 1.301; embed_lr 10 1.301; 4 bytes before, ff 128 1.300
     2 bytes before, ff 160                                          1.298, 1.301: chosen, for its fewer parameters

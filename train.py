@@ -146,8 +146,8 @@ def die(message):
     sys.exit(1)
 
 device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-if dtype == 'auto':        # bfloat16 where the machine multiplies it fast (AMX on CPU; without it, it is slower than float32)
-    dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() else 'float32'
+if dtype == 'auto':        # bfloat16 where the machine multiplies it fast; on a CPU without AMX or AVX512-BF16 it is slower than float32
+    dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else 'float32'
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
                 (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (seed >= 0, f'seed={seed}: use 0 or more'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),

@@ -1,23 +1,21 @@
 """
 RL on `signs`: thoughts grow, are compressed, and grow again. First 3 digits: more attempts solve more. When most are solved, what a right
-answer cost is taken off its reward: thoughts leave out what need not be said. Then 4 digits come in, which that way of thinking is not
+answer cost is taken off its reward: thoughts leave out what need not be said. Then 5 digits come in, which that way of thinking is not
 enough for.
 
     python data/signs/prepare.py --brief=0.15; python train.py config/sft_signs.py         first: most thoughts say every sum in full
     python rl.py config/rl_phases.py             --lam=0 --out_dir=out-rl-control: the control
     python tests/bench/rl.py --phases=true       both, the phases detected, plotted
 
-One seed: right answers, mean of both levels, take 24.5 tokens at first, 39.4 at step 20, 30.5 at step 100, 31.9 at step 180; pass@1 of 3
-digits 0.56, 0.88, 0.94, 0.96, of 4 digits, trained on from step 140 on, 0.31, 0.48, 0.63, 0.74. The control has 24.5, 39.7, 35.0, 33.2
-tokens, 0.56, 0.88, 0.96, 0.97 of 3 digits and 0.31, 0.48, 0.66, 0.74 of 4. So the third phase is missing (1.05 times; 1.1 was the aim):
-what is short enough is solved more often, so that the control compresses, too, and by step 140 4 digits are solved as well as they will be.
-It hangs on the warm start: of 1500 steps one led to 40.7, 29.0 and 33.3 tokens, another to 40.2, 37.5 and 40.5. 4.8 minutes of one core for
-the warm start, 2.7 for the control.
+Right answers, mean of both levels, take 28.7 tokens at first, 46.4 at step 20, 19.4 at step 140, 33.9 at step 180; pass@1 of 3 digits 0.60,
+0.96, 0.99, 1.00, of 5 digits, trained on from step 140 on, 0.28, 0.55, 0.17, 0.85: what was compressed for 3 digits does not do for 5. The
+control has 28.7, 46.9, 43.6, 43.9 tokens, 0.60, 0.97, 1.00, 0.98 of 3 digits and 0.28, 0.58, 0.67, 0.70 of 5: thinking that costs ends up
+shorter and right more often. Another seed: 27.1, 46.3, 29.2, 32.9 tokens (1.13 times in the third phase), 5 digits 0.28, 0.55, 0.62, 0.84.
 
-What failed: 5 digits from step 100 on, with this warm start: 43.3, 33.5, 35.4 tokens. With earlier ones: the second part from step 80 on:
-nothing was compressed yet; from step 180 on: skill falls to 0.87 before it and stays there. 5 digits instead of 4: right answers to those
-do not become shorter (41.2 at the peak, 35.6 at the trough). Twice the prompts, lr 6e-4 and len_ref 48: skill falls to 0.90 in 30 steps,
-and nothing is compressed by then.
+What the third phase hangs on is that the second takes something away from the later level. 5 digits from step 100 on: 1.53 times with the
+first seed, 1.08 with the second. 6 digits from step 100 on: the first seed does not come back (0.25 of them at the end), the second 1.21
+times; with lam 0.6 nothing is lost before and nothing grows after (36.2, 35.7 tokens). 4 digits, max_new 96: 1.05 times, since they are
+solved by then. Lower rates of learning and longer ramps were not tried.
 """
 init_from = 'out-sft-signs'
 out_dir = 'out-rl-phases'

@@ -1,7 +1,7 @@
 """
 How much less compute our recipe needs for the loss of a tuned Llama-style baseline, on bytes of Python source and of Shakespeare.
 
-    python tests/bench/efficiency.py                        --moe=false: 24 minutes on 2 cores, with other work beside it
+    python tests/bench/efficiency.py                        36 minutes of one core; --jobs=2 (the default) about 18
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead, 3 minutes: the recipe with each ingredient removed, at a tenth

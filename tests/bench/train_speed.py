@@ -37,7 +37,7 @@ configure(globals())
 
 # layers, width, heads, block, rows of a step, rows of a microbatch, rounds
 SIZES = {'4x128': (4, 128, 4, 64, 12, 12, 40), '6x384': (6, 384, 6, 256, 32, 8, 6), '12x768': (12, 768, 12, 512, 4, 4, 4)}
-V, FAST = 65, torch.cpu._is_amx_tile_supported()
+V, FAST = 65, torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 keep_pages()                                                           # as train.py does, here for both
 torch.set_num_threads(threads or torch.get_num_threads())
 

@@ -519,7 +519,7 @@ def unit(x, eps):
 
 class Decoder:
     """
-    A stage for generation: its blocks with their own copy of the weights, laid out for few rows, and the keys and values of all rows,
+    A stage for generation: its blocks with their own copy of the matrices, laid out for few rows, and the keys and values of all rows,
     contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row. Padding is written to the last place, which nobody reads.
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
     and the root of its width.

@@ -240,7 +240,8 @@ def orthogonalise(g, steps=5, dtype=torch.bfloat16):
     x = g if g.dtype == torch.float64 else g.to(dtype)
     if flip := x.shape[-2] > x.shape[-1]:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    n = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).norm(dim=-2, keepdim=True)
+    x = (x / (n + 1e-7)).to(x.dtype)                               # in bfloat16 the norm of a large matrix would come out too small
     for a, b, c in QUINTICS[steps]:
         s = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
@@ -378,8 +379,7 @@ class Optimizer:
     def norm(self, more=None):
         """
         Global gradient norm, memory tables left out (Adagrad divides by their own): the square root of the sum over the world of g^2 /
-        copies, each rank its shards, one all-reduce. Returns a 1-d tensor: the norm and, behind it, the sums over the world of the 1-d
-        float64 tensor `more`, which travels along.
+        copies, each rank its shards, one all-reduce. Returns the norm and, behind it, the sums of `more` (1-d, float64), which goes along.
         """
         total = self.units[0].grad.new_zeros(1)
         for u, s, copies in self.copies:

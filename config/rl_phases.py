@@ -9,7 +9,7 @@ enough for.
 
 Right answers, mean of both levels, take 28.7 tokens at first, 46.4 at step 20, 19.4 at step 140, 33.9 at step 180; pass@1 of 3 digits 0.60,
 0.96, 0.99, 1.00, of 5 digits, trained on from step 140 on, 0.28, 0.55, 0.17, 0.85: what was compressed for 3 digits does not do for 5. The
-control has 28.7, 46.9, 43.6, 43.9 tokens, 0.60, 0.97, 1.00, 0.98 of 3 digits and 0.28, 0.58, 0.67, 0.70 of 5: thinking that costs ends up
+control has 28.7, 46.9, 43.7, 43.6 tokens, 0.60, 0.97, 1.00, 1.00 of 3 digits and 0.28, 0.58, 0.53, 0.66 of 5: thinking that costs ends up
 shorter and right more often. Another seed: 27.1, 46.3, 29.2, 32.9 tokens (1.13 times in the third phase), 5 digits 0.28, 0.55, 0.62, 0.84.
 
 What the third phase hangs on is that the second takes something away from the later level. 5 digits from step 100 on: 1.53 times with the

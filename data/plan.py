@@ -46,8 +46,8 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
     heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
     norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
-    # v is a view of the projection of both; log-sum-exp: float32
-    attention = norm + (C + 2 * heads * hd + 3 * kvs) * n + heads * n * 4 // width
+    # v is a view of the projection of both, or with value embeddings a tensor of its own; log-sum-exp: float32
+    attention = norm + (C + 2 * heads * hd + (3 - cfg.value_embed) * kvs) * n + heads * n * 4 // width
     if cfg.qk_norm:
         attention += (heads * hd + heads + kvs + kvs // hd) * n
     mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
@@ -84,7 +84,7 @@ def weights(cfg, l, part):
     C, t, W, g = cfg.n_embd, l['tp'], cfg.flow_width, 3 if cfg.act == 'swiglu' else 2
     V = -(-cfg.vocab_size // t) * C
     if part == 'embed':
-        return V + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128, 0
+        return (1 + cfg.smear) * V + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128, 0
     if part == 'heads':                                            # of several stages the last holds a copy of a tied embedding
         flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W // t
         return C + (V if not cfg.tie or l['pp'] > 1 else 0) + cfg.image * flow(D) + cfg.audio * flow(128), 0

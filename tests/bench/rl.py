@@ -3,7 +3,7 @@ RL on `signs`: does it rise as a straight line over the logarithm of the tokens,
 
     python tests/bench/rl.py                         one seed: warm start, RL, curves; about 12 minutes of one core
     python tests/bench/rl.py --seeds=3               as the target says
-    python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; about 11 minutes of one core
+    python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; 12 to 17 minutes of one core
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there
 
 Curves: pass@1 and pass@16 on held-out problems, unbiased from 32 samples, and pass@1 of the harder level, which RL never sees, against

@@ -2,8 +2,8 @@
 Can the loss of a model be told before it is paid for? A ladder of sizes from one knob (train.py --depth), a power law through the small
 rungs, the largest rung predicted, then trained.
 
-    python tests/bench/scaling.py                           depths 2 to 6, some 25 minutes on 2 cores
-    python tests/bench/scaling.py --horizon=5               8 minutes, and a prediction that is 2.6% off
+    python tests/bench/scaling.py                           depths 2 to 6, 2400 CPU-seconds and evaluation
+    python tests/bench/scaling.py --horizon=5               a third of the tokens; with earlier settings 2.6% off
     python tests/bench/scaling.py --config=config/llama_dense.py
 
 L(C) = E + A C^-alpha over the operations of training (Hoffmann et al. 2022, the frontier of their approach 3): for each E on a grid ln(L -

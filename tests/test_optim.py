@@ -154,8 +154,12 @@ def test_orthogonalise_does_not_explode(steps, rank):
     g = torch.Generator().manual_seed(rank)
     low = [torch.randn(1, m, rank, generator=g) @ torch.randn(1, rank, n, generator=g)
            for m, n in torch.randint(9, 200, (40, 2), generator=g).tolist()]
-    for x in [*low, torch.ones(1, 512, 2048)]:
-        assert torch.linalg.matrix_norm(orthogonalise(x, steps).float(), 2) < 1.3
+    assert max(torch.linalg.matrix_norm(orthogonalise(x, steps).float(), 2) for x in low) < 1.3
+
+def test_orthogonalise_takes_the_norm_of_a_large_matrix():
+    """In bfloat16 torch's own of a constant one comes out too small by per cents, and the quintics explode."""
+    y = orthogonalise(torch.full((1, 64, 1 << 20), 0.3, dtype=torch.bfloat16), 3)
+    assert 0.7 < y.float().norm(dim=-1).norm() < 1.3
 
 def test_orthogonalise_takes_zeros_and_any_scale():
     assert not orthogonalise(torch.zeros(2, 8, 4)).any()

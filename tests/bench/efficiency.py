@@ -45,7 +45,7 @@ DENSE, MOE = ['config/llama_dense.py'], ['config/llama_dense.py', 'config/llama4
 TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/10': .1, '1/3': 1 / 3, '1/2': .5}),
           'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
 WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
-# of swiglu three matrices of 44 units are as many numbers as two of 64
+# of swiglu three matrices of 44 units are about as many numbers as two of 64
 ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu', '--ff=44'],
              'zero init': ['--zero_init=false'], 'soft-cap': ['--softcap=0.0'],
              'linear decay': ['--decay=cosine'], 'z-loss': ['--z_loss=0.0'], 'n-gram tables': ['--ngram=0']}

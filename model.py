@@ -50,6 +50,7 @@ class ModelConfig:
     dense_layers: int = 1         # the first layers stay dense
     smear: int = 0                # so many ids before each are embedded with it, by tables of their own
     value_embed: bool = False     # each layer adds a row of a table, looked up by the id, to its values
+    token_shift: bool = False     # dense MLPs read the position before, too, by a weight for each channel
     ngram: int = 0                # memory tables for the last 2, 3, .. ngram ids; 0: none
     ngram_rows: int = 1 << 17     # of each table
 
@@ -199,6 +200,20 @@ def ngrams(ids, past, n_rows):
     return torch.stack(out, -1).flatten(0, 1)
 
 
+def earlier(x, inner, g):
+    """
+    x (B, T, n) -> what stands one position before; 0 where inner (B, T, 1) is 0, and in front of a row. With context parallelism (g) the
+    last positions of all chunks are gathered; backward: their gradients are summed and scattered.
+    """
+    n, r = x.shape[1] // 2, g.rank
+    if g.size == 1:
+        return F.pad(x[:, :-1], (0, 0, 1, 0)) * inner
+    ends = gather_from(x[:, n - 1::n], g, 1, partial=True)         # (B, 2 cp, n): of rank r those of the chunks r and 2 cp - 1 - r
+    ends = F.pad(ends, (0, 0, 1, 0))
+    first, second = 2 * r - 1 if r else 0, 2 * r + 4 if r + 1 < g.size else 2 * r + 1
+    return torch.cat((ends[:, first:first + 1], x[:, :n - 1], ends[:, second:second + 1], x[:, n:-1]), 1) * inner
+
+
 def activation(h, act):
     """h (..., ff) or (..., 2 ff) -> (..., ff)."""
     if act == 'relu2':
@@ -228,8 +243,7 @@ class Attention(nn.Module):
         self.out = param(mesh, C, C, tp=1, std=0.0 if cfg.zero_init else C ** -0.5 / (2 * cfg.n_layer) ** 0.5)
         self.ve = param(mesh, cfg.vocab_size, kv * hd, tp=1, kv=kv, std=0.0, kind='embed') if cfg.value_embed else None
         self.gain = param(mesh, hd, std=math.nan, kind='scalar', partial=True) if cfg.qk_norm else None     # of all heads: summed over tp
-        self.nh = cfg.n_head // mesh.tp.size
-        self.nkv = max(1, kv // mesh.tp.size)
+        self.nh, self.nkv = cfg.n_head // mesh.tp.size, max(1, kv // mesh.tp.size)
 
     def forward(self, x, ctx):
         # x (B, T, C) -> (B, T, C): q, k, v from one copied input
@@ -249,15 +263,20 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, cfg, mesh, ff):
+    """shift: its input is x_t + shift x_(t - 1) (as in RWKV, Peng et al. 2023, and in Canon layers, Allen-Zhu 2025), at first x_t alone."""
+    def __init__(self, cfg, mesh, ff, shift=False):
         super().__init__()
         C, n = cfg.n_embd, 2 if cfg.act == 'swiglu' else 1
         self.cfg, self.mesh = cfg, mesh
         self.up = param(mesh, n * ff, C, tp=0, parts=(ff,) * n, std=C ** -0.5)
         self.down = param(mesh, C, ff, tp=1, std=0.0 if cfg.zero_init else ff ** -0.5 / (2 * cfg.n_layer) ** 0.5)
+        self.shift = param(mesh, C, std=0.0, kind='scalar', partial=True) if shift else None
 
     def forward(self, x, ctx=None):
-        h = activation(linear(enter_tp(x, self.mesh), self.up, self.mesh), self.cfg.act)
+        x = enter_tp(x, self.mesh)
+        if self.shift is not None:
+            x = x + earlier(x, ctx['inner'], self.mesh.cp) * self.shift
+        h = activation(linear(x, self.up, self.mesh), self.cfg.act)
         return leave_tp(linear(h, self.down, self.mesh), self.mesh)
 
 
@@ -293,10 +312,7 @@ class MoE(nn.Module):
             n = count(kind * self.cfg.n_expert + top, 4 * self.cfg.n_expert)
             self.load += n.view(4, -1)[:3]
         y, shared = moe(flat, top, gate, self.w1, self.w2, lambda h: activation(h, self.cfg.act), self.mesh, lambda: self.shared(x))
-        y = y.view_as(xs)
-        if not self.mesh.sp:
-            y = gather_from(y, self.mesh.tp, 1, partial=False)
-        return shared + y
+        return shared + (y.view_as(xs) if self.mesh.sp else gather_from(y.view_as(xs), self.mesh.tp, 1, partial=False))
 
 
 class Block(nn.Module):
@@ -304,7 +320,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = Norm(mesh, cfg.n_embd, mesh.sp, cfg.norm_eps), Attention(cfg, mesh)
         self.norm2 = Norm(mesh, cfg.n_embd, mesh.sp, cfg.norm_eps)
-        self.mlp = MoE(cfg, mesh) if cfg.n_expert and layer >= cfg.dense_layers else MLP(cfg, mesh, cfg.ff)
+        self.mlp = MoE(cfg, mesh) if cfg.n_expert and layer >= cfg.dense_layers else MLP(cfg, mesh, cfg.ff, cfg.token_shift)
 
     def forward(self, x, ctx):
         x = x + self.attn(self.norm1(x), ctx)
@@ -466,10 +482,11 @@ class Muse(nn.Module):
         return flat.view_as(x)
 
     def context(self, b, dtype):
-        """What all blocks of a microbatch share: rotary angles, attention mask, ids, kind of each position (for the experts' load)."""
+        """What all blocks of a microbatch share: rotary angles, mask, ids, kind of each position (for the experts' load), see earlier()."""
         mask = b['mask'] if 'mask' in b else attention_mask(b['doc'], self.mesh, dtype)
         turn = turns(self.cfg, b['pos'], dtype, b.get('rc_i'), b.get('rc'))
-        return dict(turn=turn, mask=mask, ids=b['ids'], kind=b.get('kind'))
+        return dict(turn=turn, mask=mask, ids=b['ids'], kind=b.get('kind'),
+                    inner=(b['pos'] > 0)[..., None].to(dtype) if self.cfg.token_shift else None)        # not the first of a document
 
     def losses(self, x, b):
         """
@@ -503,7 +520,7 @@ class Muse(nn.Module):
 
     def logits(self, h, weight=None):
         """h (N, C) -> logits (N, vocab), float32 or wider, whole on every tp rank. weight (C, vocab/tp): the head, transposed (Decoder)."""
-        y = F.linear(h, self.wte if self.cfg.tie else self.head) if weight is None else h @ weight
+        y = F.linear(h, self.wte if self.cfg.tie else self.head) if weight is None else product(h, weight)
         y, V, g = y.to(torch.promote_types(y.dtype, torch.float32)), self.cfg.vocab_size, self.mesh.tp
         if g.size > 1:
             y = all_gather(F.pad(y, (0, -(-V // g.size) - y.shape[1])), g, 1)[:, :V]
@@ -511,6 +528,14 @@ class Muse(nn.Module):
 
 
 # ---------------------------------------------------------------- generation: see sample.py
+
+def product(x, w, out=None):
+    """x (N, n) times w (n, m), or what oneDNN made of that: see Decoder.laid()."""
+    if not w.is_mkldnn:
+        return torch.mm(x, w, out=out)
+    y = torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
+    return y if out is None else out.copy_(y)
+
 
 def unit(x, eps):
     """RMSNorm of x (..., n) but for the root of n, which the weights behind it hold; eps: a tensor, the root of n norm_eps."""
@@ -527,7 +552,6 @@ class Decoder:
     @torch.no_grad()
     def __init__(self, model):
         root, hd = model.cfg.n_embd ** 0.5, model.cfg.hd
-
         lay = lambda w, gain: torch.mul(w.t(), gain[:, None], out=w.new_empty(w.shape[::-1]))                # (n, C), (C,) -> (C, n)
 
         def pack(b):
@@ -539,32 +563,51 @@ class Decoder:
                 gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
             if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
                 m = lay(m.up, gain2), m.down.t().contiguous()
-            return qkv, gain, a.ve, a.out.t().contiguous(), m, gain2
+            return qkv, gain, a.ve, a.out.t().contiguous(), m, gain2, getattr(b.mlp, 'shift', None)
         self.model = model
-        self.w = {i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}
-        self.head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
+        head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
+        self.few, self.many = ({i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}, head), None
         self.gain = model.around('heads', lambda: model.norm.gain * root) if model.last else None
-        (w, *_), a = next(iter(self.w.values())), next(iter(model.blocks.values())).attn
+        (w, *_), a = next(iter(self.few[0].values())), next(iter(model.blocks.values())).attn
         self.eps = torch.tensor([model.cfg.n_embd, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
-        self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for past()
-        self.kv, self.nh = w.new_zeros(len(self.w), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
+        self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for batch['past']
+        self.kv, self.nh = w.new_zeros(len(model.blocks), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
+        self.mlp_in = w.new_zeros(len(model.blocks), 0, 1, model.cfg.n_embd * model.cfg.token_shift)             # as ids: for the shift
+
+    @torch.no_grad()
+    def laid(self, rows):
+        """
+        The matrices for a product with so many rows: {block: pack()}, head. From 4 on, on CPUs, large ones are in oneDNN's own order, of
+        which it makes that product in half the time; for one row it would take twice as long.
+        """
+        if rows < 4:
+            return self.few
+        if self.many is None:
+            x86 = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+            x86 = x86 and self.kv.is_cpu and self.kv.dtype != torch.float64
+            lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous()) if x86 and w.numel() >= 1 << 16 else w
+            blocks, head = self.few
+            self.many = {i: (lay(w), gain, ve, lay(out), tuple(map(lay, m)) if isinstance(m, tuple) else m, *more)
+                         for i, (w, gain, ve, out, m, *more) in blocks.items()}, None if head is None else lay(head)
+        return self.many
 
     def fit(self, slots, size):
         """Room for so many rows and positions; what is there stays."""
         L, _, have, nkv, most, hd = self.kv.shape
         if slots > have or size > most - 1:
-            old, slots, size = self.kv, max(slots, have), max(size, most - 1)
-            self.kv = old.new_zeros(L, 2, slots, nkv, size + 1, hd)
-            self.kv[:, :, :have, :, :most] = old
-            ids, self.ids = self.ids, self.ids.new_zeros(slots, size + 1)
-            self.ids[:have, :most] = ids
-            self.turn = turns(self.model.cfg, torch.arange(size + 1, device=old.device), old.dtype)
+            slots, size = max(slots, have), max(size, most - 1)
+            shapes = dict(kv=(L, 2, slots, nkv, size + 1, hd), ids=(slots, size + 1), mlp_in=(L, slots, size + 1, self.mlp_in.shape[3]))
+            for k, shape in shapes.items():
+                old = getattr(self, k)
+                setattr(self, k, new := old.new_zeros(shape))
+                new[tuple(map(slice, old.shape))] = old
+            self.turn = turns(self.model.cfg, torch.arange(size + 1, device=old.device), self.kv.dtype)
 
     def copy(self, a, b, n):
         """The first n positions of slot a to slot b."""
         self.kv[:, :, b, :, :n] = self.kv[:, :, a, :, :n]
-        self.ids[b, :n] = self.ids[a, :n]
+        self.ids[b, :n], self.mlp_in[:, b, :n] = self.ids[a, :n], self.mlp_in[:, a, :n]
 
     def step(self, batch, n, S, rows=None, level=False):
         """
@@ -573,34 +616,28 @@ class Decoder:
         is None, T = 1 and all rows have S - 1: nothing to mask.
         -> (B, T, C) hidden states behind this stage; of the last stage normalised, ready for the heads. Keys and values are in the cache.
         """
-        m, g = self.model, self.model.mesh.pp
+        (B, T), m, g, dev = batch['ids'].shape, self.model, self.model.mesh.pp, n.device
+        slots = (torch.arange(B, device=dev) if rows is None else rows)[:, None]
+        pos = (n[:, None] + torch.arange(T, device=dev)).clamp_(max=self.kv.shape[4] - 1)         # (B, T)
         if m.first:
-            if m.cfg.past:
-                batch['past'] = self.past(batch['ids'], n, rows)
+            if m.cfg.past:                                         # as collate() makes it: the ids before each, -1: none
+                self.ids[slots, pos] = batch['ids']
+                at = pos[:, :, None] - torch.arange(1, 1 + m.cfg.past, device=dev)
+                batch['past'] = self.ids[slots[:, :, None], at.clamp(min=0)].masked_fill_(at < 0, -1)
             x = all_reduce(m.around('embed', m.embed_share, batch), m.mesh.tp)
         else:
-            x = self.kv.new_empty(*batch['ids'].shape, m.cfg.n_embd)
+            x = self.kv.new_empty(B, T, m.cfg.n_embd)
             dist.recv(x, g.ranks[g.rank - 1], group=g.pg)
-        x = self.blocks(x, n, S, rows, level, batch)
+        x = self.blocks(x, slots, pos, S, rows, level, batch)
         if m.last:
             return unit(x, self.eps[0]) * self.gain
         dist.send(x, g.ranks[g.rank + 1], group=g.pg)
         return x
 
-    def past(self, ids, n, rows):
-        """ids (B, T) that come after n (B,) positions -> (B, T, past) as collate() makes it: the ids before each, -1: none."""
-        B, T = ids.shape
-        slots = (torch.arange(B, device=ids.device) if rows is None else rows)[:, None]
-        pos = (n[:, None] + torch.arange(T, device=ids.device)).clamp_(max=self.ids.shape[1] - 1)
-        self.ids[slots, pos] = ids
-        at = pos[:, :, None] - torch.arange(1, 1 + self.model.cfg.past, device=ids.device)
-        return self.ids[slots[:, :, None], at.clamp(min=0)].masked_fill_(at < 0, -1)
-
-    def blocks(self, x, n, S, rows, level, batch):
+    def blocks(self, x, slots, pos, S, rows, level, batch):
         cfg, g, nh, dev = self.model.cfg, self.model.mesh.tp, self.nh, x.device
         (B, T, C), (L, _, R, nkv, size, hd) = x.shape, self.kv.shape
-        rep, pos = nh // nkv, (n[:, None] + torch.arange(T, device=dev)).clamp_(max=size - 1)      # queries per kv head; (B, T)
-        turn, x = self.turn[pos.flatten()], x.reshape(B * T, C)
+        rep, turn, x = nh // nkv, self.turn[pos.flatten()], x.reshape(B * T, C)                            # rep: queries per kv head
         if (i := batch.get('rc_i')) is not None:
             turn[i] = turns(cfg, pos.flatten()[i], turn.dtype, torch.arange(len(i), device=dev), batch['rc'])
         qkv = x.new_empty(B * T, nh + 2 * nkv, hd)                 # one buffer for all layers: what is a view of it is made once
@@ -609,20 +646,20 @@ class Decoder:
         turn_complex = torch.view_as_complex(turn)
         seen = zip(*self.kv[:, :, :B, :, :S].flatten(2, 3).unbind(1)) if rows is None else [None] * L      # views: B is all, or the first
         here = self.kv[:, :, :B, :, S - 1].transpose(1, 2).unbind() if level else [None] * L               # of all; (B, 2, nkv, hd)
+        if cfg.token_shift:
+            before, inner = (pos - 1).clamp_(min=0), (pos > 0)[..., None]
         if not level:
-            slots = torch.arange(B, device=dev) if rows is None else rows
-            at = (torch.arange(2, device=dev)[:, None] * R + slots[:, None, None]) * nkv + torch.arange(nkv, device=dev)
+            at = (torch.arange(2, device=dev)[:, None] * R + slots[:, :, None]) * nkv + torch.arange(nkv, device=dev)
             at = (at[:, None] * size + pos[:, :, None, None]).flatten()        # (B, T, 2, nkv): rows of kv[layer] as (2 R nkv size, hd)
             mask = torch.zeros(B, T, S, dtype=x.dtype, device=dev)
             mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
         eps, eps_head = self.eps
-
-        def add(x, y, w):                                          # to x, in its place: y w, summed over tp
-            return x.addmm_(y, w) if g.size == 1 else x.add_(all_reduce(y @ w, g))
-
-        for (i, (w, gain, ve, out, mlp, gain2)), kv, near, place in zip(self.w.items(), self.kv, seen, here):
-            torch.mm(unit(x, eps), w, out=flat)
+        # to x, in its place: y w, summed over tp
+        add = lambda x, y, w: x.addmm_(y, w) if g.size == 1 and not w.is_mkldnn else x.add_(all_reduce(product(y, w), g))
+        for (i, w), kv, near, place, read in zip(self.laid(B * T)[0].items(), self.kv, seen, here, self.mlp_in):
+            w, gain, ve, out, mlp, gain2, shift = w
+            product(unit(x, eps), w, out=flat)
             if ve is not None:
                 new[:, 1] += F.embedding(batch['ids'], ve).view(B * T, nkv, hd)
             if gain is not None:
@@ -640,16 +677,15 @@ class Decoder:
             y = torch.bmm(y, k.transpose(1, 2)) if level else torch.baddbmm(mask, y, k.transpose(1, 2))
             y = torch.bmm(y.softmax(-1), v)
             x = add(x, y.view(B, nkv, T, rep, hd).transpose(1, 2).reshape(B * T, nh * hd) if T > 1 else y.view(B, nh * hd), out)
+            h = unit(x, eps)
             if isinstance(mlp, tuple):
-                h = torch.mm(unit(x, eps), mlp[0])
-                if cfg.act == 'relu2':
-                    h.relu_().square_()
-                else:
-                    gate, up = h.chunk(2, 1)
-                    h = F.silu(gate, inplace=True).mul_(up)
-                x = add(x, h, mlp[1])
+                if shift is not None:
+                    read[slots, pos] = h.view(B, T, C)
+                    h.addcmul_((read[slots, before] * inner).view(B * T, C), shift)
+                h = product(h, mlp[0])
+                x = add(x, h.relu_().square_() if cfg.act == 'relu2' else activation(h, cfg.act), mlp[1])
             else:                                                  # experts: the tokens are split over tp
-                y = F.pad(unit(x, eps) * gain2, (0, 0, 0, -B * T % g.size))[None]
+                y = F.pad(h * gain2, (0, 0, 0, -B * T % g.size))[None]
                 y = self.model.around(f'blocks.{i}', mlp, my_slice(y, g, 1) if mlp.mesh.sp else y, {})
                 x = x + (all_gather(y, g, 1) if mlp.mesh.sp else y)[0, :B * T]
         return x.view(B, T, C)
@@ -657,44 +693,6 @@ class Decoder:
 
 def build(cfg, mesh, seed, chunks=1):
     """The model chunks of this rank: chunk c of pipeline rank r is stage c * pp + r, the layers split so that embedding and heads count."""
-    per_layer = 12 * cfg.n_embd ** 2
-    heads = (cfg.vocab_size * cfg.n_embd + (cfg.image + cfg.audio) * 12 * cfg.flow_width ** 2) / per_layer
+    heads = (cfg.vocab_size * cfg.n_embd + (cfg.image + cfg.audio) * 12 * cfg.flow_width ** 2) / (12 * cfg.n_embd ** 2)
     stages = split_layers(cfg.n_layer, mesh.pp.size * chunks, 0.1, min(heads, cfg.n_layer / mesh.pp.size))
     return [Muse(cfg, mesh, range(*stages[c * mesh.pp.size + mesh.pp.rank]), seed) for c in range(chunks)]
-
-
-# ---------------------------------------------------------------- arithmetic on paper
-
-def count_params(cfg):
-    """Parameters by part, from the formulas; 'active' leaves out the experts that a token does not visit."""
-    C, L, W, kv, tables = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd, max(0, cfg.ngram - 1)
-    n = 2 if cfg.act == 'swiglu' else 1
-    n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
-    flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
-    out = dict(memory=tables * cfg.ngram_rows * C, embed=((1 + cfg.smear) * C + cfg.value_embed * L * kv) * cfg.vocab_size
-               + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
-               attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
-               mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
-               experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1) * C,
-               heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * flow(D) + cfg.audio * flow(128))
-    out['total'] = sum(out.values())
-    out['active'] = out['total'] - n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff - tables * (cfg.ngram_rows - 1) * C
-    return out
-
-
-def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin_aud=0, rc=0):
-    """
-    Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks,
-    `attended` pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add;
-    tables take about 6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
-    """
-    p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
-    n = 2 if cfg.act == 'swiglu' else 1
-    n_moe = max(0, cfg.n_layer - cfg.dense_layers) if cfg.n_expert else 0
-    blocks = p['attention'] - cfg.n_layer * (cfg.hd if cfg.qk_norm else 0) + p['mlp'] + n_moe * cfg.top_k * (n + 1) * C * cfg.expert_ff
-    n_mod = (3 * cfg.flow_depth + 2) * W
-    flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
-    return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
-                + aud * flow(128) * cfg.audio
-                + positions * ((max(0, cfg.ngram - 1) + cfg.smear) * C + cfg.value_embed * cfg.n_layer * cfg.n_kv_head * cfg.hd)
-                + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))

@@ -381,7 +381,7 @@ class Engine:
                     if r.mode in (HEIGHT, WIDTH):
                         bias[b] = float('-inf')
                         bias[b, first:first + r.side(self.max_patches)] = 0
-            u, logits = torch.from_numpy(uniform(keys, n, 0)).to(dev), m.around('heads', m.logits, h, self.dec.head)
+            u, logits = torch.from_numpy(uniform(keys, n, 0)).to(dev), m.around('heads', m.logits, h, self.dec.laid(len(h))[1])
             out = torch.stack([x.double() for x in choose(logits, bias, temperature, u, *(knobs if top else ()))])
         ids, logp, logq = from_last(out, m.mesh).tolist()              # the one place where the host waits for the device
         ids = [(sp['img'] if r.todo else sp['eoi']) if r.mode == PICTURE else int(i) for r, i in zip(rows, ids)]
@@ -450,7 +450,7 @@ def score(model, codec, docs, blind=False, batch=64):
         for b, d in enumerate(part) if model.last else ():
             i = np.flatnonzero((d['w'] > 0) & (d['ids'] != codec.sp['img']))
             i = i[i > 0]
-            logp = torch.log_softmax(model.around('heads', model.logits, h[b, i - 1], dec.head), -1)
+            logp = torch.log_softmax(model.around('heads', model.logits, h[b, i - 1], dec.laid(len(i))[1]), -1)
             total[b] = logp.gather(1, torch.from_numpy(d['ids'][i]).to(h.device)[:, None]).sum()
         out += from_last(total, model.mesh).tolist()
     return out

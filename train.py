@@ -22,10 +22,10 @@ from data.graph import check_graph, graphed, graphed_update
 from data.layouts import check_fp8, check_layout, fitting
 from data.llama import Llama
 from data.loader import to_device, train_batches
-from data.plan import product_peak
+from data.plan import count_flops, count_params, product_peak
 from data.shards import codec_and_folders, mixture, open_shards, unigram
 from data.validate import evaluate, told
-from model import ModelConfig, build, count_flops, count_params
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import add_messages, all_reduce, forward_backward, keep_pages, make_mesh, schedule, start_world
 
@@ -81,6 +81,7 @@ shared_ff = 0              # and of the shared expert
 dense_layers = 1           # first layers without experts
 smear = 0                  # so many ids before each are embedded with it, by tables of their own
 value_embed = False        # each layer adds a row of a table, looked up by the id, to its values
+token_shift = False        # dense MLPs read the position before, too, by a weight for each channel
 ngram = 0                  # memory tables, looked up by the last 2, 3, .. ngram ids and added to the embedding; 0: none
 ngram_rows = 131072        # of each
 moe_balance = 1e-3         # step of the balancing bias
@@ -281,7 +282,6 @@ if compile:
     parallel._run, parallel._fused_loss = torch.compiler.disable(parallel._run), torch.compile(parallel._fused_loss)
     for m in (b for model in models for b in model.blocks.values()):
         m.compile(dynamic=False)
-
 if graph:
     run_graph, opt.update = graphed(models[0]), graphed_update(opt)
 

@@ -20,8 +20,8 @@ from itertools import product
 from pathlib import Path
 from configurator import cast, configure
 from data.codec import SPECIALS, TIKTOKEN
-from data.plan import GPUS, H100, ROOM, bubble_theory, cost, fullest
-from model import ModelConfig, count_params
+from data.plan import GPUS, H100, ROOM, bubble_theory, cost, count_params, fullest
+from model import ModelConfig
 from parallel import add_messages, schedule, simulate, split_layers
 
 

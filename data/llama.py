@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
-FIXED = dict(act='swiglu', qk_norm=False, softcap=0.0, n_expert=0, ngram=0, smear=0, value_embed=False)  # a Llama among models of ours
+# a Llama among models of ours
+FIXED = dict(act='swiglu', qk_norm=False, softcap=0.0, n_expert=0, ngram=0, smear=0, value_embed=False, token_shift=False)
 
 def names(layer=None):
     """Our name -> the names there whose rows follow one another in it, of the layer or of what is outside the layers."""

@@ -2,7 +2,7 @@
 What a step costs on paper: memory of each GPU, bytes on each link, idle time, seconds and MFU of a layout on a cluster. data/layouts.py
 searches with it, data/cluster.py runs the same times as events on all ranks; `python parallel.py plan` is the command.
 
-The bytes are those that tests/bench/memory.py and comm.py hold the code to; operations are model.count_flops(). Times: matrix products at
+The bytes are those that tests/bench/memory.py and comm.py hold the code to; operations are count_flops(). Times: matrix products at
 EFFICIENCY of the peak (the one constant that was fitted, to one published run: tests/bench/plan.py), attention at ATTENTION of it,
 everything else at the speed of memory, collectives as rings with a latency per step. What overlaps in the code overlaps here: ZeRO's
 reductions with the backward pass, its gathers with the forward pass, K and V on their ring with attention. All positions are taken for
@@ -15,7 +15,7 @@ from collections import Counter
 from copy import copy
 from functools import lru_cache
 import torch
-from model import D, N_FREQ, count_flops
+from model import D, N_FREQ
 from parallel import split_layers
 
 # A cluster. flops, flops8: dense operations per second of one GPU in bfloat16, in 8 bits; memory: its bytes; hbm: bytes per second of its
@@ -34,6 +34,41 @@ ADD = 10             # bytes moved per parameter when a gradient is added in flo
 BLOCKS = 'dense', 'moe'
 
 
+def count_params(cfg):
+    """Parameters by part, from the formulas; 'active' leaves out the experts that a token does not visit."""
+    C, L, W, kv, tables = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd, max(0, cfg.ngram - 1)
+    n = 2 if cfg.act == 'swiglu' else 1
+    n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
+    flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
+    out = dict(memory=tables * cfg.ngram_rows * C, embed=((1 + cfg.smear) * C + cfg.value_embed * L * kv) * cfg.vocab_size
+               + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
+               attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
+               mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
+               experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1 + cfg.token_shift * (L - n_moe)) * C,
+               heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * flow(D) + cfg.audio * flow(128))
+    out['total'] = sum(out.values())
+    out['active'] = out['total'] - n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff - tables * (cfg.ngram_rows - 1) * C
+    return out
+
+
+def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin_aud=0, rc=0):
+    """
+    Floating-point operations of the matrix products of one forward pass (a backward pass takes twice that): `positions` through the blocks,
+    `attended` pairs (query, key) in the scores, and the numbers of targets and of payloads of each kind. Two operations per multiply-add;
+    tables take about 6 per number that is looked up (add, sum of gradients, squares, scale, subtract), a third of it counted here.
+    """
+    p, C, W = count_params(cfg), cfg.n_embd, cfg.flow_width
+    n = 2 if cfg.act == 'swiglu' else 1
+    n_moe = max(0, cfg.n_layer - cfg.dense_layers) if cfg.n_expert else 0
+    blocks = p['attention'] - cfg.n_layer * (cfg.hd if cfg.qk_norm else 0) + p['mlp'] + n_moe * cfg.top_k * (n + 1) * C * cfg.expert_ff
+    n_mod = (3 * cfg.flow_depth + 2) * W
+    flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
+    return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
+                + aud * flow(128) * cfg.audio
+                + positions * ((max(0, cfg.ngram - 1) + cfg.smear) * C + cfg.value_embed * cfg.n_layer * cfg.n_kv_head * cfg.hd)
+                + C * (cfg.image * (xin_img * D + rc * 4 * (2 * N_FREQ + 1)) + cfg.audio * xin_aud * 128))
+
+
 def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, draws=4, width=4, recompute=False, layers=None, tp=1,
                       sp=False):
     """
@@ -50,7 +85,7 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     attention = norm + (C + 2 * heads * hd + (3 - cfg.value_embed) * kvs) * n + heads * n * 4 // width
     if cfg.qk_norm:
         attention += (heads * hd + heads + kvs + kvs // hd) * n
-    mlp = lambda ff: norm + C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
+    mlp = lambda ff: norm + (1 + cfg.token_shift) * C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
     flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
                                      + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
     out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
@@ -91,7 +126,7 @@ def weights(cfg, l, part):
     kv = max(cfg.n_kv_head // t, 1) * cfg.hd
     attention = 2 * C * C // t + (2 * C + cfg.value_embed * cfg.vocab_size) * kv + cfg.qk_norm * cfg.hd + 2 * C
     if part == 'dense':
-        return attention + g * C * cfg.ff // t, 0
+        return attention + g * C * cfg.ff // t + cfg.token_shift * C, 0
     return attention + g * C * cfg.shared_ff // t + cfg.n_expert * C, cfg.n_expert // l['ep'] * g * C * cfg.expert_ff
 
 

@@ -6,8 +6,8 @@ The bugs that this field makes silently, put back one at a time: does a test go 
 
 Each mutant is one substitution in a copy of the repository (the text must occur exactly once), and the tests that should notice: layouts of
 tests/grid.py, or a pytest file and expression. The same tests are run without any mutant first, and must be green. The numbers are those of
-the list of silent bugs that the tests were written against; 54 is n-gram memory. Caught means that a comparison failed, or that a rank
-crashed or hung until its time was up; a mutant that does not even load counts as missed.
+the list of silent bugs that the tests were written against; 54 is n-gram memory, 55 what else the recipe brings. Caught means that a
+comparison failed, or that a rank crashed or hung until its time was up; a mutant that does not even load counts as missed.
 """
 import json, multiprocessing, os, runpy, shutil, sys, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -122,8 +122,8 @@ MUTANTS = [
      'gather_from(x, mesh.tp, 1, partial=True) if mesh.sp',
      'gather_from(x, mesh.tp, 1, partial=False) if mesh.sp'),
     (15, "tp: experts' gather sums what is replicated", 'model.py', 'moe tp2',
-     'y = gather_from(y, self.mesh.tp, 1, partial=False)',
-     'y = gather_from(y, self.mesh.tp, 1, partial=True)'),
+     'gather_from(y.view_as(xs), self.mesh.tp, 1, partial=False)',
+     'gather_from(y.view_as(xs), self.mesh.tp, 1, partial=True)'),
     (15, 'tp: T-slices for the experts lose their gradient', 'model.py', 'moe tp2',
      'split_to(x, self.mesh.tp, 1)',
      'my_slice(x, self.mesh.tp, 1)'),
@@ -419,14 +419,35 @@ MUTANTS = [
      'Spec(tuple(total.shape)), total, 0)',
      'Spec(tuple(total.shape)), total * 0, 0)'),
     (54, 'memory: a fork forgets what was read', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied or prefix',
-     'self.ids[b, :n] = self.ids[a, :n]',
-     'pass'),
+     '= self.ids[a, :n], self.mlp_in',
+     '= self.ids[b, :n], self.mlp_in'),
     (54, 'memory: the engine sees the ids one late', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
-     'torch.arange(1, 1 + self.model.cfg.past',
-     'torch.arange(2, 2 + self.model.cfg.past'),
+     'torch.arange(1, 1 + m.cfg.past',
+     'torch.arange(2, 2 + m.cfg.past'),
     (54, 'the ids before: none is taken for the first id', 'model.py', 'pytest: tests/test_model.py by_the_book',
      'w, mesh) * (past >= 0)[..., None]',
      'w, mesh)'),
+    (55, 'token shift: from the wrong chunk of cp', 'model.py', 'tied cp4 ring',
+     '2 * r + 4 if r + 1 < g.size',
+     '2 * r + 2 if r + 1 < g.size'),
+    (55, 'token shift: its gradient is not summed over tp', 'model.py', 'tied tp2',
+     "kind='scalar', partial=True) if shift",
+     "kind='scalar') if shift"),
+    (55, 'token shift: from the document before', 'model.py', 'pytest: tests/test_model.py packed and tied',
+     "(b['pos'] > 0)[..., None]",
+     "(b['pos'] >= 0)[..., None]"),
+    (55, 'token shift: a fork forgets what was read', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied or prefix',
+     ', self.mlp_in[:, a, :n]',
+     ', self.mlp_in[:, b, :n]'),
+    (55, 'token shift: the engine adds the position itself', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
+     'before, inner = (pos - 1)',
+     'before, inner = (pos - 0)'),
+    (55, 'value embeddings: in generation to the keys', 'model.py', 'pytest: tests/test_sample.py plain_loop and tied',
+     'new[:, 1] += F.embedding',
+     'new[:, 0] += F.embedding'),
+    (55, 'value embeddings: of every head those of the first', 'model.py', 'tied tp2',
+     'tp=1, kv=kv, std=0.0, kind=',
+     'std=0.0, kind='),
 ]
 
 

@@ -13,7 +13,8 @@ import data.graph
 import toy
 from data.collate import collate
 from data.loader import pack_train
-from model import D, Flow, ModelConfig, MoE, Muse, count_flops, count_params, ngrams
+from data.plan import count_flops, count_params
+from model import D, Flow, ModelConfig, MoE, Muse, ngrams
 from parallel import attention, attention_mask, expert_mlp, linear_cross_entropy, solo_mesh
 from toy import codec
 
@@ -21,7 +22,7 @@ TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=3
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
 TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, value_embed=True,
-                   ngram=toy.PAST + 1, ngram_rows=101)
+                   token_shift=True, ngram=toy.PAST + 1, ngram_rows=101)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -132,7 +133,8 @@ def test_absent_modality_is_zero_and_every_parameter_is_used(cfg):
 
 
 @pytest.mark.parametrize('more', [dict(), dict(n_expert=4, expert_ff=16, shared_ff=16),
-                                  dict(tie=True, act='swiglu', smear=2, value_embed=True, ngram=toy.PAST + 1, ngram_rows=101)],
+                                  dict(tie=True, act='swiglu', smear=2, value_embed=True, token_shift=True, ngram=toy.PAST + 1,
+                                       ngram_rows=101)],
                                   ids=['dense', 'experts', 'tied'])
 def test_every_parameter_learns_on_a_mixed_batch(more):
     """From the true initialisation, with its zeros perturbed (behind a zero there is no gradient yet)."""
@@ -326,6 +328,9 @@ def by_the_book(model, b):
         y = F.scaled_dot_product_attention(rotate(q), k, v, attn_mask=ok)
         x = x + y.transpose(1, 2).reshape(B, T, -1) @ W['attn.out'].t()
         u = norm(x, W['norm2.gain'])
+        if cfg.token_shift:
+            first = F.pad(b['doc'][:, 1:] != b['doc'][:, :-1], (1, 0), value=True).where(b['doc'] >= 0, b['pos'] == 0)   # padding: as it comes
+            u = u + u.roll(1, 1).masked_fill(first[..., None], 0) * W['mlp.shift']
         if 'mlp.router' in W:
             x = x + dense_moe(model.blocks[str(i)].mlp, u.flatten(0, 1))[0].view_as(u)
         else:

@@ -8,8 +8,8 @@ import torch
 from data import plan
 from data.cluster import simulate_cluster
 from data.layouts import label, own_layout, plan_command, read_config, search
-from data.plan import H100, bubble_theory, chunks, cost, memory, ring, times, weights
-from model import ModelConfig, build, count_flops, count_params
+from data.plan import H100, bubble_theory, chunks, cost, count_flops, count_params, memory, ring, times, weights
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import Group, Mesh, linear, param, schedule, simulate, solo_mesh
 

@@ -36,7 +36,7 @@ def muse(eager=3.0, stop=None, mesh=None, **more):
     says."""
     model = build(ModelConfig(**{**TINY, **more}), mesh or solo_mesh(), 1337)[0].double().eval()
     for n, p in model.named_parameters():
-        if n.endswith('gain') or n == 'memory' or n.startswith('before'):                                             # which begins at 0
+        if n.endswith(('gain', '.ve', '.shift')) or n == 'memory' or n.startswith('before'):          # which begin at 0
             p.data += .3 * p.spec.local(torch.arange(math.prod(p.spec.shape)).sin().view(p.spec.shape))
     head = getattr(model, 'wte' if model.cfg.tie else 'head', None)                          # the first stage has a copy of tied ones
     for k in ('eot', 'boi', 'boa', 'aud', 'eoa') if head is not None else ():
@@ -164,7 +164,7 @@ def assert_same(got, want, name=''):
 SMALL = dict(seed=1, max_new=14, max_patches=6, flow_steps=3)
 HOW = dict(greedy=dict(temperature=0), seeded=dict(temperature=1.0), filtered=dict(temperature=0.8, top_k=20, top_p=0.9))
 MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=24, shared_ff=16, act='swiglu'),
-              tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, smear=2, value_embed=True, ngram=4, ngram_rows=101))
+              tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, smear=2, value_embed=True, token_shift=True, ngram=4, ngram_rows=101))
 
 
 @pytest.fixture(scope='module')
@@ -197,9 +197,17 @@ def test_equals_the_plain_loop(name, how, slow):
             assert_same(o, slow(name, how, i), f'prompt {i} of {places}')
 
 
-def test_float32():
-    """Log-probabilities, which are rounded, to 1e-4 where the ids agree: they do, but for near ties."""
-    ps, model = prompts(), muse().float()
+@pytest.mark.parametrize('more', (dict(), dict(n_embd=256, ff=512, act='swiglu')), ids=('small', 'wide'))
+def test_float32(more):
+    """
+    Log-probabilities, which are rounded, to 1e-4 where the ids agree: they do, but for near ties. The matrices of the wide one are large
+    enough for oneDNN's order, the head among them, where there is oneDNN.
+    """
+    ps, model = prompts(), muse(**more).float()
+    blocks, head = Decoder(model).laid(8)
+    qkv, _, _, out, (up, down), *_ = blocks['0']
+    able = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert {w.is_mkldnn for w in (qkv, out, up, down, head)} == {bool(more) and able}
     want = [plain(model, p, i) for i, p in enumerate(ps)]
     got = generate(model, codec, ps, **SMALL)
     assert sum(g['doc']['ids'].tolist() == w['doc']['ids'].tolist() for g, w in zip(got, want)) >= 7

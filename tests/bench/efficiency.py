@@ -12,7 +12,7 @@ without n-gram tables (config/muse.py config/muse_plain.py) for a tenth, a third
 a tenth. Controls: a count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth.
 Every run is train.py as a process with one thread, two at a time, in float32.
 
-    FLOPs  of training: matrix products forward and backward (model.count_flops), the optimizer's, the tables'
+    FLOPs  of training: matrix products forward and backward (plan.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
     ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be
            linear in the logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.

@@ -7,7 +7,7 @@ Tokens per second of a training step on one GPU, and its share of the GPU's matr
 A step: forward, backward, clipping, AdamW, on random text that is on the GPU already; rows are one document each. eager, compile, graph as
 --compile and --graph of train.py make it; fp8: rowwise, compiled. The peer as its train.py runs on CUDA: bfloat16 by autocast, fused AdamW,
 torch.compile of the whole model. Same sizes on both sides, as in tests/bench/train_speed.py. One side after the other; figures are
-medians, the peak is the best of some large products in bfloat16. Operations: those of matrix products (model.count_flops, three times), as
+medians, the peak is the best of some large products in bfloat16. Operations: those of matrix products (plan.count_flops, three times), as
 if attention were not causal; for fp8, too, so that a share may be more than 1.
 """
 import importlib.util
@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import parallel
 from configurator import configure
 from data.graph import graphed, graphed_update
-from data.plan import product_peak
-from model import ModelConfig, build, count_flops
+from data.plan import count_flops, product_peak
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import forward_backward, solo_mesh, start_world
 

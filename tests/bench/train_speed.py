@@ -9,7 +9,7 @@ and one large matrix product of each type is timed: sides alternate, so other lo
 the peak is the best product. Same sizes on both sides: layers x width, heads of 64 (4x128: 32), 65 ids, block and rows as the table says;
 nothing is compiled in `float32` and `peer`. Ours has relu^2, rotary positions and QK-norm where nanoGPT has GELU, learned positions and
 LayerNorm with an untied head of its own. `best` is ours in bfloat16 if the machine multiplies it fast. Operations are those of matrix
-products (model.count_flops, three times), for both sides alike.
+products (plan.count_flops, three times), for both sides alike.
 
 Targets: float32 at least the peer's tokens per second at 4x128 and 6x384; best at least twice at 6x384; at 12x768 60% of the peak.
 """
@@ -25,7 +25,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
-from model import ModelConfig, build, count_flops
+from data.plan import count_flops
+from model import ModelConfig, build
 from optim_zero import Optimizer
 from parallel import forward_backward, keep_pages, solo_mesh
 

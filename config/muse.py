@@ -26,6 +26,7 @@ n_kv_head = 1
 n_embd = 64
 ff = 64
 muon_steps = 3
+token_shift = True
 ngram = 6
 lr = 0.02
 embed_lr = 15.0

@@ -7,9 +7,9 @@ Tokens per second of one training step, and its share of the machine's matrix-pr
 One process. In each round every side makes one step (forward, backward, clipping, AdamW; ours reduces and publishes too) on random text,
 and one large matrix product of each type is timed: sides alternate, so other load of the machine meets all alike. The figure is the median;
 the peak is the best product. Same sizes on both sides: layers x width, heads of 64 (4x128: 32), 65 ids, block and rows as the table says;
-nothing is compiled in `float32` and `peer`. Ours has relu^2, rotary positions and QK-norm where nanoGPT has GELU, learned positions and
-LayerNorm with an untied head of its own. `best` is ours in bfloat16 if the machine multiplies it fast. Operations are those of matrix
-products (plan.count_flops, three times), for both sides alike.
+nothing is compiled in `float32` and `peer`. Ours has relu^2, rotary positions and RMSNorm where nanoGPT has GELU, learned positions and
+LayerNorm, and an untied head; QK-norm, which nanoGPT has nothing like, is off but for the row `QK-norm`. `best` is ours in bfloat16 if the
+machine multiplies it fast. Operations are those of matrix products (plan.count_flops, three times), for both sides alike.
 
 Targets: float32 at least the peer's tokens per second at 4x128 and 6x384; best at least twice at 6x384; at 12x768 60% of the peak.
 """
@@ -43,10 +43,10 @@ keep_pages()                                                           # as trai
 torch.set_num_threads(threads or torch.get_num_threads())
 
 
-def ours(layers, width, heads, block, rows, micro, dtype):
+def ours(layers, width, heads, block, rows, micro, dtype, qk_norm=False):
     """-> a function that makes one step, and the operations of it."""
     torch.manual_seed(0)
-    cfg = ModelConfig(vocab_size=V, n_layer=layers, n_head=heads, n_embd=width, image=False, audio=False)
+    cfg = ModelConfig(vocab_size=V, n_layer=layers, n_head=heads, n_embd=width, image=False, audio=False, qk_norm=qk_norm)
     mesh = solo_mesh()
     models = build(cfg, mesh, 0)
     opt = Optimizer(models, mesh, dtype, muon=False, clip=1.0)
@@ -105,6 +105,7 @@ for name, (layers, width, heads, block, rows, micro, rounds) in SIZES.items():
     rounds, size = steps or rounds, (layers, width, heads, block, rows, micro)
     sides, times, products = {}, {}, {}
     sides['float32'], work = ours(*size, torch.float32)
+    sides['QK-norm'] = ours(*size, torch.float32, True)[0]
     if FAST:
         sides['best'] = ours(*size, torch.bfloat16)[0]
     if peer:

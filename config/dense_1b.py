@@ -12,6 +12,7 @@ dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data
 tokenizer = 'gpt2'
 image = False
 audio = False
+token_shift = False
 act = 'swiglu'
 n_layer = 20
 n_head = 16

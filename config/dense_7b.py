@@ -12,6 +12,7 @@ dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data
 tokenizer = 'cl100k_base'
 image = False
 audio = False
+token_shift = False
 act = 'swiglu'
 n_layer = 32
 n_head = 32

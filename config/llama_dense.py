@@ -39,6 +39,7 @@ n_layer = 4
 n_head = 4
 n_kv_head = 2
 n_embd = 64
+token_shift = False
 act = 'swiglu'
 qk_norm = False
 zero_init = False

@@ -15,6 +15,7 @@ dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data
 tokenizer = 'cl100k_base'
 image = False
 audio = False
+token_shift = False
 act = 'swiglu'
 n_layer = 48
 n_head = 16

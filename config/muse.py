@@ -6,10 +6,11 @@ bytes look up.
     python train.py config/muse.py
     python train.py config/muse.py config/muse_plain.py          without tables (the no-lookup track)
 
-A tenth of the operations of config/llama_dense.py, 19 CPU-seconds: 1.223 nats per byte of held-out Python (dev; another seed 1.223), where
-that one has 1.327 for all of them. On dev, for as many operations: 4 heads, ff 256, 5 steps of Muon's iteration 1.258, 1.256; from there 3
-steps 1.255, 1.252; 2 heads and ff 192 1.242, and one head of keys and values with ff 128 1.232, 1.235, ff 96 1.228, ff 64 1.223; value
-embeddings 1.248 for 1.242, embed_lr 10 1.241. What is looked up costs a step the same whatever the block is: small blocks make more steps.
+A tenth of the operations of config/llama_dense.py, 20 CPU-seconds: 1.218 nats per byte of held-out Python (dev), where that one has 1.327
+for all of them. Without token shift, on dev, for as many operations: 1.223, 1.223; 4 heads, ff 256, 5 steps of Muon's iteration 1.258,
+1.256; from there 3 steps 1.255, 1.252; 2 heads and ff 192 1.242, and one head of keys and values with ff 128 1.232, 1.235, ff 96 1.228, ff
+64 1.223; value embeddings 1.248 for 1.242, embed_lr 10 1.241. What is looked up costs a step the same whatever the block is: small blocks
+make more steps.
 """
 out_dir = 'out-muse'
 dataset = 'stdlib'
@@ -26,7 +27,6 @@ n_kv_head = 1
 n_embd = 64
 ff = 64
 muon_steps = 3
-token_shift = True
 ngram = 6
 lr = 0.02
 embed_lr = 15.0

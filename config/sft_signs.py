@@ -20,6 +20,7 @@ micro_rows = 24
 n_layer = 3
 n_head = 4
 n_embd = 64
+token_shift = False        # what is measured of them is from before there was one
 max_steps = 2500          # not 1500: by then the signs that hit are repeated in some runs, and in others not yet
 warmup = 50
 lr = 3e-3

@@ -22,6 +22,7 @@ micro_rows = 24
 n_layer = 3
 n_head = 4
 n_embd = 64
+token_shift = False        # what is measured of them is from before there was one
 smear = 2                  # the two ids before: what comes next is copied by one layer, not by two
 flow_width = 64
 flow_depth = 1

@@ -19,6 +19,7 @@ micro_rows = 16
 n_layer = 3
 n_head = 4
 n_embd = 64
+token_shift = False        # what is measured of them is from before there was one
 max_steps = 3000
 warmup = 50
 lr = 3e-3

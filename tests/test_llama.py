@@ -173,7 +173,7 @@ def test_what_is_no_such_llama_is_refused(tmp_path):
 # ---------------------------------------------------------------- train.py
 
 KEYS = ('--n_layer=4 --n_head=4 --n_kv_head=2 --n_embd=32 --ff=48 --act=swiglu --qk_norm=false --softcap=0 --rope_base=500 '
-        '--norm_eps=1e-5 --vocab_size=370').split()
+        '--token_shift=false --norm_eps=1e-5 --vocab_size=370').split()
 RUN = ('--dataset=shakespeare --tokenizer=bytes --image=false --audio=false --block_size=32 --tokens_per_step=128 --micro_rows=2 '
        '--max_steps=3 --log_every=1 --eval_docs=0 --skills=0 --dtype=float64 --device=cpu --muon=false --z_loss=0').split()
 

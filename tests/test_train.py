@@ -631,7 +631,9 @@ def plain_nll(w, ids, nh):
         att = torch.einsum('qnd,knd->nqk', q, k) / hd ** .5
         att = att.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
         x = x + torch.einsum('nqk,knd->qnd', att, v).reshape(T, -1) @ p['attn.out'].T
-        x = x + F.relu(rms(x) * p['norm2.gain'] @ p['mlp.up'].T).square() @ p['mlp.down'].T
+        u = rms(x) * p['norm2.gain']
+        u = u + F.pad(u[:-1], (0, 0, 1, 0)) * p['mlp.shift']
+        x = x + F.relu(u @ p['mlp.up'].T).square() @ p['mlp.down'].T
     logits = 15 * torch.tanh(rms(x) * w['norm.gain'] @ w['head'].T / 15)
     return F.cross_entropy(logits, ids[1:], reduction='none')
 

@@ -545,7 +545,8 @@ def unit(x, eps):
 class Decoder:
     """
     A stage for generation: its blocks with their own copy of the matrices, laid out for few rows, and the keys and values of all rows,
-    contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row. Padding is written to the last place, which nobody reads.
+    contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row; with token shift also what the MLPs read, mlp_in (L, slots, size + 2,
+    C), which is as much again for two kv heads in four. Padding is written to the last place, which nobody reads.
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
     and the root of its width.
     """
@@ -565,28 +566,28 @@ class Decoder:
                 m = lay(m.up, gain2), m.down.t().contiguous()
             return qkv, gain, a.ve, a.out.t().contiguous(), m, gain2, getattr(b.mlp, 'shift', None)
         self.model = model
-        head = model.around('heads', lambda: (model.wte if model.cfg.tie else model.head).t().contiguous()) if model.last else None
+        head = (model.wte if model.cfg.tie else model.head).t().contiguous() if model.last else None
         self.few, self.many = ({i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}, head), None
-        self.gain = model.around('heads', lambda: model.norm.gain * root) if model.last else None
+        self.gain = model.norm.gain * root if model.last else None
         (w, *_), a = next(iter(self.few[0].values())), next(iter(model.blocks.values())).attn
         self.eps = torch.tensor([model.cfg.n_embd, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
         self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for batch['past']
         self.kv, self.nh = w.new_zeros(len(model.blocks), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
-        self.mlp_in = w.new_zeros(len(model.blocks), 0, 1, model.cfg.n_embd * model.cfg.token_shift)             # as ids: for the shift
+        self.mlp_in = w.new_zeros(len(model.blocks), 0, 2, model.cfg.n_embd * model.cfg.token_shift)             # one later: 0 is none
 
     @torch.no_grad()
     def laid(self, rows):
         """
-        The matrices for a product with so many rows: {block: pack()}, head. From 4 on, on CPUs, large ones are in oneDNN's own order, of
-        which it makes that product in half the time; for one row it would take twice as long.
+        The matrices for a product with so many rows: {block: pack()}, head. From 4 on, on CPUs, large ones are copied to oneDNN's own
+        order, of which it makes that product in down to a third of the time; for one row it would take twice as long.
         """
         if rows < 4:
             return self.few
         if self.many is None:
-            x86 = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-            x86 = x86 and self.kv.is_cpu and self.kv.dtype != torch.float64
-            lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous()) if x86 and w.numel() >= 1 << 16 else w
+            dt, x86 = self.kv.dtype, self.kv.is_cpu and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+            able = x86 and (dt == torch.float32 or dt == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous()) if able and w.numel() >= 1 << 16 else w
             blocks, head = self.few
             self.many = {i: (lay(w), gain, ve, lay(out), tuple(map(lay, m)) if isinstance(m, tuple) else m, *more)
                          for i, (w, gain, ve, out, m, *more) in blocks.items()}, None if head is None else lay(head)
@@ -597,7 +598,7 @@ class Decoder:
         L, _, have, nkv, most, hd = self.kv.shape
         if slots > have or size > most - 1:
             slots, size = max(slots, have), max(size, most - 1)
-            shapes = dict(kv=(L, 2, slots, nkv, size + 1, hd), ids=(slots, size + 1), mlp_in=(L, slots, size + 1, self.mlp_in.shape[3]))
+            shapes = dict(kv=(L, 2, slots, nkv, size + 1, hd), ids=(slots, size + 1), mlp_in=(L, slots, size + 2, self.mlp_in.shape[3]))
             for k, shape in shapes.items():
                 old = getattr(self, k)
                 setattr(self, k, new := old.new_zeros(shape))
@@ -607,7 +608,7 @@ class Decoder:
     def copy(self, a, b, n):
         """The first n positions of slot a to slot b."""
         self.kv[:, :, b, :, :n] = self.kv[:, :, a, :, :n]
-        self.ids[b, :n], self.mlp_in[:, b, :n] = self.ids[a, :n], self.mlp_in[:, a, :n]
+        self.ids[b, :n], self.mlp_in[:, b, :n + 1] = self.ids[a, :n], self.mlp_in[:, a, :n + 1]
 
     def step(self, batch, n, S, rows=None, level=False):
         """
@@ -646,8 +647,6 @@ class Decoder:
         turn_complex = torch.view_as_complex(turn)
         seen = zip(*self.kv[:, :, :B, :, :S].flatten(2, 3).unbind(1)) if rows is None else [None] * L      # views: B is all, or the first
         here = self.kv[:, :, :B, :, S - 1].transpose(1, 2).unbind() if level else [None] * L               # of all; (B, 2, nkv, hd)
-        if cfg.token_shift:
-            before, inner = (pos - 1).clamp_(min=0), (pos > 0)[..., None]
         if not level:
             at = (torch.arange(2, device=dev)[:, None] * R + slots[:, :, None]) * nkv + torch.arange(nkv, device=dev)
             at = (at[:, None] * size + pos[:, :, None, None]).flatten()        # (B, T, 2, nkv): rows of kv[layer] as (2 R nkv size, hd)
@@ -680,8 +679,8 @@ class Decoder:
             h = unit(x, eps)
             if isinstance(mlp, tuple):
                 if shift is not None:
-                    read[slots, pos] = h.view(B, T, C)
-                    h.addcmul_((read[slots, before] * inner).view(B * T, C), shift)
+                    read[slots, pos + 1] = h.view(B, T, C)
+                    h.addcmul_(read[slots, pos].view(B * T, C), shift)
                 h = product(h, mlp[0])
                 x = add(x, h.relu_().square_() if cfg.act == 'relu2' else activation(h, cfg.act), mlp[1])
             else:                                                  # experts: the tokens are split over tp

@@ -136,7 +136,7 @@ def export_llama(m, full, out):
     """
     out = Path(out)
     for k, v in FIXED.items():
-        if m[k] != v:
+        if m.get(k, v) != v:                                                 # a checkpoint from before the key had it off
             raise ValueError(f'{k}={m[k]}: a Llama has {k}={v}, this model cannot be written as one')
     C, kv, ff, V = m['n_embd'], m['n_kv_head'] * (m['n_embd'] // m['n_head']), m['ff'], m['vocab_size']
     rows = {'k_proj': kv, 'v_proj': kv, 'gate_proj': ff, 'up_proj': ff, 'embed_tokens': V, 'lm_head': V}     # of all others: C

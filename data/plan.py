@@ -136,7 +136,7 @@ def kept(cfg, l, T, part, width=2, again=0):
     keeps beside its shared expert. again: the share that is run again and not kept.
     """
     n, t, c = l['rows'] * T // l['cp'], l['tp'], copy(cfg)         # the last of three layers: it is counted with heads, without embedding
-    c.n_layer, c.ff = 3, cfg.shared_ff if part == 'moe' else cfg.ff
+    c.n_layer, c.ff, c.token_shift = 3, cfg.shared_ff if part == 'moe' else cfg.ff, cfg.token_shift and part == 'dense'
 
     def count(inputs):
         return count_activations(c, l['rows'], T // l['cp'], n, 0, 0, width=width, recompute=inputs, layers=[2], tp=t, sp=t > 1)

@@ -34,7 +34,7 @@ def config(kind):
     n = toy.codec.n_vocab - 1 + 2 * (kind == 'moe')
     base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=48, ff=64, flow_width=32,
                 flow_depth=1, zero_init=False, softcap=15.0)
-    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu') if kind == 'moe'
+    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu', token_shift=True) if kind == 'moe'
                                   else dict(tie=True, act='swiglu', smear=2, value_embed=True, token_shift=True, ngram=toy.PAST + 1,
                                             ngram_rows=101)
                                   if kind == 'tied' else {}))

@@ -329,7 +329,8 @@ def by_the_book(model, b):
         x = x + y.transpose(1, 2).reshape(B, T, -1) @ W['attn.out'].t()
         u = norm(x, W['norm2.gain'])
         if cfg.token_shift:
-            first = F.pad(b['doc'][:, 1:] != b['doc'][:, :-1], (1, 0), value=True).where(b['doc'] >= 0, b['pos'] == 0)   # padding: as it comes
+            first = F.pad(b['doc'][:, 1:] != b['doc'][:, :-1], (1, 0), value=True)
+            first = first.where(b['doc'] >= 0, b['pos'] == 0)                       # padding: as it comes
             u = u + u.roll(1, 1).masked_fill(first[..., None], 0) * W['mlp.shift']
         if 'mlp.router' in W:
             x = x + dense_moe(model.blocks[str(i)].mlp, u.flatten(0, 1))[0].view_as(u)

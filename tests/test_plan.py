@@ -19,7 +19,8 @@ KINDS = {'dense': {}, 'swiglu': dict(act='swiglu', n_kv_head=2), 'tied': dict(ti
 
 
 def config(kind='text', **kw):
-    return ModelConfig(**{**dict(vocab_size=512, n_layer=8, n_head=8, n_embd=64, ff=128, flow_width=32, flow_depth=1), **KINDS[kind], **kw})
+    return ModelConfig(**{**dict(vocab_size=512, n_layer=8, n_head=8, n_embd=64, ff=128, flow_width=32, flow_depth=1, token_shift=True),
+                          **KINDS[kind], **kw})
 
 
 def layout(**kw):

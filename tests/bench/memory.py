@@ -27,7 +27,7 @@ configure(globals())
 
 
 def config(moe=False, **kw):
-    return ModelConfig(vocab_size=364, n_layer=4, n_head=4, n_embd=width, flow_width=64, flow_depth=2,
+    return ModelConfig(vocab_size=364, n_layer=4, n_head=4, n_embd=width, flow_width=64, flow_depth=2, token_shift=True,
                        **(dict(n_expert=4, top_k=2) if moe else {}), **kw)
 
 

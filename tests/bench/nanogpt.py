@@ -50,7 +50,7 @@ def ours(tmp, turn):
     """-> [(step, loss, ms)]"""
     out = tmp / f'ours{turn}'
     run('ours', ['train.py', 'config/train_shakespeare_char.py', f'--max_steps={steps}', '--log_every=1',
-                 '--n_layer=4', '--n_embd=128', '--ngram=0', '--muon=false', '--qk_norm=false', '--softcap=0',      # nanoGPT's shape
+                 '--n_layer=4', '--n_embd=128', '--ngram=0', '--muon=false', '--qk_norm=false', '--token_shift=false', '--softcap=0',
                  f'--out_dir={out}', '--init_from=scratch', *([f'--input={text}'] if text else [])], ROOT)
     rows = [json.loads(line) for line in open(out / 'metrics.jsonl')]
     return [(r['step'], r['loss'], r['ms']) for r in rows if 'ms' in r]

@@ -142,7 +142,7 @@ def ours(layout, tmp, world=2, steps=steps):
                  n_layer=MODEL['num_hidden_layers'], n_embd=MODEL['hidden_size'], ff=MODEL['intermediate_size'],
                  n_head=MODEL['num_attention_heads'],
                  n_kv_head=MODEL['num_key_value_heads'], rope_base=MODEL['rope_theta'], n_loc=MODEL['vocab_size'] - 288, act='swiglu',
-                 qk_norm=False,
+                 qk_norm=False, token_shift=False,
                  zero_init=False, softcap=0, z_loss=0, image=False, audio=False, muon=False, dtype='float32', device='cpu',
                  dataset='shakespeare',
                  tokenizer='bytes', input=tmp / f'{STEM}.txt', max_steps=steps, lr=1e-3, warmup=0, embed_lr=1, weight_decay=0.01,

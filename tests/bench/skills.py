@@ -2,7 +2,7 @@
 One model, every skill: held-out questions beside blind controls, what guessing gives, and the targets.
 
     python tests/bench/skills.py --from=out-skills                       evaluates a checkpoint: 6 minutes on one core
-    python tests/bench/skills.py --train --fsdd=fsdd_train.npz           trains it first, with config/train_skills.py
+    python tests/bench/skills.py --train --fsdd=fsdd_train.npz           trains it first: the default job, then config/train_skills.py
     python tests/bench/skills.py --only=what,box --cases=50              some of it
     python tests/bench/skills.py --direct=out-direct                     beside it a model that only answers, see below
 
@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
+from data.checkpoint import checkpoints
 from data.codec import mel
 from data.shards import shard_dir
 from data.objects import task as objects
@@ -124,8 +125,10 @@ def shards():
 if threads:
     torch.set_num_threads(threads)
 if train:
-    subprocess.run([sys.executable, 'train.py', 'config/train_skills.py', f'--out_dir={Path(checkpoint).resolve()}', '--skills=0',
-                    *[f'--fsdd={Path(fsdd).resolve()}'] * bool(fsdd)], cwd=ROOT, check=True)
+    first, last = Path(f'{checkpoint}-scenes').resolve(), Path(checkpoint).resolve()
+    subprocess.run([sys.executable, 'train.py', f'--out_dir={first}', '--skills=0'], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, 'train.py', 'config/train_skills.py', f'--init_from={checkpoints(first)[0]}', f'--out_dir={last}',
+                    '--skills=0', *[f'--fsdd={Path(fsdd).resolve()}'] * bool(fsdd)], cwd=ROOT, check=True)
 try:
     net, codec, meta = load_model(checkpoint)
     control = load_model(direct)[:2] if direct else ()

@@ -1,7 +1,7 @@
 """
 How much less compute our recipe needs for the loss of a tuned Llama-style baseline, on bytes of Python source and of Shakespeare.
 
-    python tests/bench/efficiency.py                        with --jobs=1: 36 minutes of one core
+    python tests/bench/efficiency.py                        with --jobs=1: 34 minutes of one core
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe with each ingredient removed, at a tenth

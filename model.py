@@ -550,48 +550,44 @@ class Decoder:
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
     and the root of its width.
     """
-    @torch.no_grad()
     def __init__(self, model):
-        root, hd = model.cfg.n_embd ** 0.5, model.cfg.hd
-        lay = lambda w, gain: torch.mul(w.t(), gain[:, None], out=w.new_empty(w.shape[::-1]))                # (n, C), (C,) -> (C, n)
-
-        def pack(b):
-            a, m, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
-            qkv = lay(torch.cat((a.q, a.kv)), b.norm1.gain * root)
-            if a.gain is None:
-                qkv[:, :len(a.q)] *= hd ** -0.5                    # of the scores; with qk_norm it cancels the root of the norm of q
-            else:
-                gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
-            if isinstance(m, MLP):                                 # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
-                m = lay(m.up, gain2), m.down.t().contiguous()
-            return qkv, gain, a.ve, a.out.t().contiguous(), m, gain2, getattr(b.mlp, 'shift', None)
-        self.model = model
-        head = (model.wte if model.cfg.tie else model.head).t().contiguous() if model.last else None
-        self.few, self.many = ({i: model.around(f'blocks.{i}', pack, b) for i, b in model.blocks.items()}, head), None
-        self.gain = model.norm.gain * root if model.last else None
-        (w, *_), a = next(iter(self.few[0].values())), next(iter(model.blocks.values())).attn
-        self.eps = torch.tensor([model.cfg.n_embd, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
+        b = next(iter(model.blocks.values()))
+        w, hd, C = b.attn.q.detach(), model.cfg.hd, model.cfg.n_embd
+        self.model, self.few, self.many, self.nh = model, None, None, b.attn.nh
+        self.gain = model.norm.gain.detach() * C ** 0.5 if model.last else None
+        self.eps = torch.tensor([C, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
         self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for batch['past']
-        self.kv, self.nh = w.new_zeros(len(model.blocks), 2, 0, a.nkv, 1, hd), a.nh      # zeros: what is masked must be finite
-        self.mlp_in = w.new_zeros(len(model.blocks), 0, 2, model.cfg.n_embd * model.cfg.token_shift)             # one later: 0 is none
+        self.kv = w.new_zeros(len(model.blocks), 2, 0, b.attn.nkv, 1, hd)      # zeros: what is masked must be finite
+        self.mlp_in = w.new_zeros(len(model.blocks), 0, 2, C * model.cfg.token_shift)            # one later: 0 is none
+        able = w.is_cpu and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()       # x86
+        self.able = able and (w.dtype == torch.float32 or w.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     @torch.no_grad()
     def laid(self, rows):
         """
-        The matrices for a product with so many rows: {block: pack()}, head. From 4 on, on CPUs, large ones are copied to oneDNN's own
-        order, of which it makes that product in down to a third of the time; for one row it would take twice as long.
+        The matrices for a product with so many rows, made when they are first asked for: {block: pack()}, head. From 4 on, on CPUs, large
+        ones are in oneDNN's own order, of which it makes that product in down to a third of the time; for one row it would take twice as
+        long.
         """
-        if rows < 4:
-            return self.few
-        if self.many is None:
-            dt, x86 = self.kv.dtype, self.kv.is_cpu and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-            able = x86 and (dt == torch.float32 or dt == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous()) if able and w.numel() >= 1 << 16 else w
-            blocks, head = self.few
-            self.many = {i: (lay(w), gain, ve, lay(out), tuple(map(lay, m)) if isinstance(m, tuple) else m, *more)
-                         for i, (w, gain, ve, out, m, *more) in blocks.items()}, None if head is None else lay(head)
-        return self.many
+        many, m = rows >= 4 and self.able, self.model
+        root, hd = m.cfg.n_embd ** 0.5, m.cfg.hd
+        lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w) if many and w.numel() >= 1 << 16 else w.t().contiguous()
+
+        def pack(b):
+            a, mlp, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
+            qkv = torch.cat((a.q, a.kv)) * (b.norm1.gain * root)
+            if a.gain is None:
+                qkv[:len(a.q)] *= hd ** -0.5                       # of the scores; with qk_norm it cancels the root of the norm of q
+            else:
+                gain = torch.cat((a.gain.expand(a.nh, -1), torch.full_like(a.gain, hd ** 0.5).expand(a.nkv, -1)))
+            if isinstance(mlp, MLP):                               # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
+                mlp = lay(mlp.up * gain2), lay(mlp.down)
+            return lay(qkv), gain, a.ve, lay(a.out), mlp, gain2, getattr(b.mlp, 'shift', None)
+        if getattr(self, name := 'many' if many else 'few') is None:
+            head = lay(m.wte if m.cfg.tie else m.head) if m.last else None
+            setattr(self, name, ({i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head))
+        return self.many if many else self.few
 
     def fit(self, slots, size):
         """Room for so many rows and positions; what is there stays."""
@@ -654,8 +650,12 @@ class Decoder:
             mask = mask.masked_fill_(torch.arange(S, device=dev) > pos[:, :, None], float('-inf'))
             mask = mask[:, None, :, None].expand(B, nkv, T, rep, S).reshape(B * nkv, T * rep, S)
         eps, eps_head = self.eps
-        # to x, in its place: y w, summed over tp
-        add = lambda x, y, w: x.addmm_(y, w) if g.size == 1 and not w.is_mkldnn else x.add_(all_reduce(product(y, w), g))
+
+        def add(x, y, w):                                          # to x, in its place where that can be: y w, summed over tp
+            if g.size > 1:
+                return x.add_(all_reduce(product(y, w), g))
+            return torch.ops.mkldnn._linear_pointwise.binary(y, x, w, None, 'add') if w.is_mkldnn else x.addmm_(y, w)
+
         for (i, w), kv, near, place, read in zip(self.laid(B * T)[0].items(), self.kv, seen, here, self.mlp_in):
             w, gain, ve, out, mlp, gain2, shift = w
             product(unit(x, eps), w, out=flat)

@@ -571,6 +571,8 @@ class Decoder:
         long.
         """
         many, m = rows >= 4 and self.able, self.model
+        if (there := self.many if many else self.few) is not None:
+            return there
         root, hd = m.cfg.n_embd ** 0.5, m.cfg.hd
         lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w) if many and w.numel() >= 1 << 16 else w.t().contiguous()
 
@@ -584,10 +586,10 @@ class Decoder:
             if isinstance(mlp, MLP):                               # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
                 mlp = lay(mlp.up * gain2), lay(mlp.down)
             return lay(qkv), gain, a.ve, lay(a.out), mlp, gain2, getattr(b.mlp, 'shift', None)
-        if getattr(self, name := 'many' if many else 'few') is None:
-            head = lay(m.wte if m.cfg.tie else m.head) if m.last else None
-            setattr(self, name, ({i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head))
-        return self.many if many else self.few
+        head = lay(m.wte if m.cfg.tie else m.head) if m.last else None
+        made = {i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head
+        setattr(self, 'many' if many else 'few', made)
+        return made
 
     def fit(self, slots, size):
         """Room for so many rows and positions; what is there stays."""

@@ -8,7 +8,8 @@ everything else at the speed of memory, collectives as rings with a latency per 
 reductions with the backward pass, its gathers with the forward pass, K and V on their ring with attention. All positions are taken for
 text, each row for one document. sp is on wherever tp is: the same bytes, less memory.
 
-Not in it: launches of kernels, permutations and uneven load of experts, data, checkpoints, evaluation, failures.
+Not in it: launches of kernels, what token shift sends with cp, permutations and uneven load of experts, data, checkpoints, evaluation,
+failures.
 """
 import math, time
 from collections import Counter

@@ -1,7 +1,7 @@
 """
 RL on `signs`: does it rise as a straight line over the logarithm of the tokens, and do thoughts grow, shrink and grow again?
 
-    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 12 minutes of one core
+    python tests/bench/rl.py                         one seed: warm start, RL, curves; about 16 minutes of one core
     python tests/bench/rl.py --seeds=3               as the target says
     python tests/bench/rl.py --phases=true           config/rl_phases.py and its control; 12 to 17 minutes of one core
     python tests/bench/rl.py --dir=DIR               keeps the runs there, and goes on with those that are there

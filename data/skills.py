@@ -33,7 +33,7 @@ def table(net, codec, folders, n, say=print, keep=None, only=()):
             except BadInput:                                           # nothing of the kind was prepared
                 continue
             if ps and ps[0].get('choices'):
-                right = chosen(net, codec, ps)
+                right = chosen(net, codec, ps, seen)
             else:
                 right = [answered(net, codec, task, ps, False, empty, keep=seen)]
                 right += [] if skill in MADE else [answered(net, codec, task, ps, True, empty)]
@@ -50,15 +50,17 @@ def table(net, codec, folders, n, say=print, keep=None, only=()):
                                cases=len(pairs))
 
 
-def chosen(net, codec, ps):
+def chosen(net, codec, ps, keep=None):
     """
     Percent right of the candidate whose log-probability per token the picture raises most; blind: of the one with the highest without it.
     """
     docs = [codec.encode(p['prompt'] + [('text', c), ('ids', [codec.sp['eot']])]) for p in ps for c in p['choices']]
     seen, unseen, size = (np.array(x, float).reshape(len(ps), -1) for x in (
         score(net, codec, docs), score(net, codec, docs, True), [d['w'].sum() for d in docs]))
-    return [100 * float(np.mean([p['choices'][i] == p['answer'] for p, i in zip(ps, s.argmax(1))]))
-            for s in ((seen - unseen) / size, unseen / size)]
+    said = [[p['choices'][i] for p, i in zip(ps, s.argmax(1))] for s in ((seen - unseen) / size, unseen / size)]
+    if keep:
+        keep(ps, [dict(text=c, ids=[], images=[], audio=[]) for c in said[0]])
+    return [100 * float(np.mean([c == p['answer'] for p, c in zip(ps, cs)])) for cs in said]
 
 
 def answered(net, codec, task, ps, blind, empty, thoughts=(), keep=None):

@@ -1,5 +1,5 @@
 """
-data/{shakespeare,emoji,speech}: what ends up in which split, what is left out, and what an interruption leaves behind.
+data/{shakespeare,emoji,digits,speech}: what ends up in which split, what is left out, and what an interruption leaves behind.
 Nothing is fetched: folders of a few files are made here. Tests on the real packages run where they were fetched before.
 """
 import json
@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import data.digits.prepare as digits
+import data.digits.task as digits_task
 import data.emoji.prepare as emoji
 import data.emoji.task as emoji_task
 import data.shakespeare.prepare as shakespeare
@@ -25,7 +27,7 @@ import data.source as source
 import data.speech.prepare as speech
 import data.speech.task as speech_task
 from data.codec import Codec
-from data.shards import open_shards
+from data.shards import open_shards, write_shards
 from data.media import BadInput, mel, save_wav, unpatchify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,6 +254,48 @@ def test_emoji_problems(tmp_path):
     assert any(d['text'].startswith(prompt) for d in val)
     known = {(answer(d), d['images'][0].tobytes()) for d in val if 'name?' in d['text']}
     assert {(p['answer'], p['prompt'][0][1].tobytes()) for p in problems} == known
+
+def test_digits_are_held_out_and_judged_by_what_training_has(tmp_path):
+    rng, codec, out = np.random.default_rng(0), Codec(), tmp_path / 'shards'
+    names = np.arange(200) % 10
+    pixels = np.zeros((200, 8, 8, 3), np.uint8)
+    pixels[np.arange(200), names % 8, 2 + names // 8 * 3] = 255                   # a dot for each digit, where no other has one
+    pixels += rng.integers(0, 40, (200, 8, 8, 1), np.uint8) * (pixels == 0)
+    val = digits.held_out(pixels)
+    assert val.sum() == 40 and np.array_equal(val[::-1], digits.held_out(pixels[::-1]))             # whatever their order
+    kept = source.keep(tmp_path, pixels=pixels[..., 0], name=names, val=val)
+    write_shards(out, dict(train=digits.documents(pixels[~val], names[~val], codec, 2, 0),
+                           val=digits.documents(pixels[val], names[val], codec, 1, 0, train=False)), codec, dict(val=kept))
+    train, held = read(out, 'train', codec), read(out, 'val', codec)
+    assert len(train) == 2 * 2 * 160 and len(held) == 2 * 40
+    seen = {d['images'][0].tobytes() for d in train}
+    exact = {p.tobytes(): n for p, n in zip(pixels, names)}
+    assert not seen & {p.tobytes() for p in pixels[val]} and len(seen) > 400                        # those that are read are shaken
+    assert all(exact[d['images'][0].tobytes()] == int(answer(d)) for d in held[::2])
+    assert held[0]['text'] == f'<boi><1><1><eoi><user>digit?<assistant>{names[val][0]}<eot>' and held[0]['w'].sum() == 2
+    assert held[1]['text'] == f'<user>draw: {names[val][0]}<assistant><boi><1><1><eoi><eot>'
+    empty = sum(d['text'].startswith('<user><assistant>') for d in train)
+    assert 0 < empty < 100
+    read_, drawn = (digits_task.problems(k, 60, codec, shards=out) for k in digits_task.SKILLS)
+    assert len(read_) == 40 and len(drawn) == 60                                                    # each held-out one at most once
+    assert {p['prompt'][0][1].tobytes() for p in read_} == {p.tobytes() for p in pixels[val]}
+    assert all(exact[p['prompt'][0][1].tobytes()] == int(p['answer']) for p in read_)
+    assert [digits_task.verify(read_[0], dict(text=f'{k}<eot>')) for k in range(10)] == [k == int(read_[0]['answer']) for k in range(10)]
+    for p in drawn[:10]:
+        mine = names == int(p['answer'])
+        assert digits_task.verify(p, dict(images=[pixels[val & mine][0]])) == 1
+        assert digits_task.verify(p, dict(images=[pixels[val & ~mine][0]])) == 0
+        assert digits_task.verify(p, dict(images=[])) == 0 and digits_task.verify(p, dict(images=[np.zeros((8, 16, 3), np.uint8)])) == 0
+    assert digits_task.judge_alone(out) == 1
+    with pytest.raises(ValueError, match='read'):
+        digits_task.problems('name', 1, codec, shards=out)
+
+def test_the_digits_of_scikit_learn():
+    if not digits.CACHE.exists():
+        pytest.skip('they were not fetched: python data/digits/prepare.py does it')
+    pixels, names = digits.digits()
+    assert pixels.shape == (1797, 8, 8, 3) and pixels.max() == 255 and np.bincount(names).min() >= 174
+    assert digits.held_out(pixels).sum() == 359
 
 def test_the_emoji_package():
     if not list((ROOT / 'data/emoji').glob('*.deb')) or not shutil.which('dpkg'):

@@ -4,6 +4,7 @@ One model, every skill: held-out questions beside blind controls, what guessing 
     python tests/bench/skills.py --from=out-skills                       evaluates a checkpoint: 6 minutes on one core
     python tests/bench/skills.py --train --fsdd=fsdd_train.npz           trains it first: the default job, then config/train_skills.py
     python tests/bench/skills.py --only=what,box --cases=50              some of it
+    python tests/bench/skills.py --from=out-digits                       any other: the tasks of the data sets that it was trained on
     python tests/bench/skills.py --direct=out-direct                     beside it a model that only answers, see below
 
 Half of the cases of generated data are compositions that training never contained; recordings are of held-out indices. `blind`: the same
@@ -28,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 from configurator import configure
 from data.checkpoint import checkpoints
 from data.codec import mel
-from data.shards import shard_dir
+from data.shards import mixture, shard_dir
+from data.digits import task as digits
 from data.objects import task as objects
 from data.scenes import task as scenes
 from data.skills import table
@@ -52,10 +54,10 @@ TARGETS = {**{('scenes', k): v for k, v in dict(what=95, count=95, where=95, rel
            **{('objects', k): v for k, v in dict(what=95, count=95, where=95, relation=90, point=95, box=85, points=90).items()},
            **{('objects', k): 70 for k in ('recolour', 'remove', 'add')},
            **{('charts', k): 85 for k in ('value', 'largest', 'difference', 'trend', 'crossing')},
-           ('speech', 'digit'): 99, ('visual', 'peek'): 90}
+           ('speech', 'digit'): 99, ('visual', 'peek'): 90, ('emoji', 'name'): 25, ('digits', 'read'): 95, ('digits', 'draw'): 95}
 METRIC = dict(point='inside', box='IoU', points='F1', transcript='1 - WER', value='in one step', difference='in half a step',
-              draw='colours', play='all notes', notes='all notes', recolour='all objects', remove='all objects', add='all objects')
-DATA = ['scenes', 'objects', 'charts', 'visual', 'speech']
+              draw='colours', play='all notes', notes='all notes', recolour='all objects', remove='all objects', add='all objects',
+              **{'digits draw': 'nearest one'})
 CELL, GAP = 144, 6                                                     # pixels of a picture on a sheet
 
 def fit(a, points=(), boxes=(), colour='red'):
@@ -112,14 +114,17 @@ def keep(data, skill, ps, results):
             if some:
                 extra.append(dict(data=data, skill=f'draw {word}', score=100 * np.mean(some), blind=None, chance=3. if n == 1 else 0.,
                                   cases=len(some)))
+    if 'known' in ps[0]:
+        judged[skill] = 100 * digits.judge_alone(shards()['digits'])
     if 'after' in ps[0]:
         judged[skill] = 100 * np.mean([objects.verify(p, dict(images=[p['after']])) for p in ps])
 
 def shards():
     """-> {data set: its shards}, of those that were prepared; speech made from --fsdd lies in a folder named after that file."""
-    found = {n: shard_dir(n, codec) for n in DATA}
-    there = [p for p in found['speech'].parent.glob(found['speech'].name + '*') if (p / 'meta.json').exists()]
-    found['speech'] = Path(speech) if speech else max(there, key=lambda p: (p / 'meta.json').stat().st_mtime, default=found['speech'])
+    found = {n: shard_dir(n, codec) for n in mixture(meta['config']['dataset'])[0]}
+    if 'speech' in found:
+        there = [p for p in found['speech'].parent.glob(found['speech'].name + '*') if (p / 'meta.json').exists()]
+        found['speech'] = Path(speech) if speech else max(there, key=lambda p: (p / 'meta.json').stat().st_mtime, default=found['speech'])
     return {n: p for n, p in found.items() if n != 'speech' or (p / 'meta.json').exists()}
 
 if threads:
@@ -143,7 +148,8 @@ for row in table(net, codec, shards(), cases, lambda line: None, keep, chosen):
         rows.append(r)
         target = TARGETS.get((r['data'], r['skill']))
         r['target'], r['reached'] = target, None if target is None else bool(r['score'] >= target)
-        shape = 'exact' if r['skill'].startswith('draw ') else METRIC.get(r['skill'].split()[0], 'exact')
+        shape = METRIC.get(f'{r["data"]} {r["skill"]}') or METRIC.get(r['skill'].split()[0], 'exact')
+        shape = 'exact' if r['skill'].startswith('draw ') else shape
         number = lambda v: f'{v:7.1f}%' if v is not None else '       -'
         print(f'{r["data"]:8s} {r["skill"]:16s} {shape:15s} {number(r["score"])} {number(r["blind"])} {number(r["chance"])} '
               f'{r["cases"]:6d}{number(judged.get(r["skill"]))} {number(target)} '

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -362,7 +363,11 @@ def test_speech_documents_and_problems(tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'CC-BY-SA-4.0' in out and "their authors'" in out
     frames = {d['frames'].tobytes() for d in docs['train']}
-    for skill, number in (('digit', 16), ('transcript', 6)):
+    for split, n in (('train', 8), ('val', 16)):                     # so many digits, a string of two and of three each, or four strings
+        said = [answer(d).split() for d in docs[split] if re.search('transcribe<assistant>(zero|seven) ', d['text'])]
+        assert Counter(map(len, said)) == {k: n * (2 if split == 'train' else 1) for k in (2, 3)}
+        assert {w for s in said for w in s} == {'zero', 'seven'}
+    for skill, number in (('digit', 16), ('two digits', 16), ('three digits', 16), ('transcript', 6)):
         problems = speech_task.problems(skill, 99, codec, shards=tmp_path / 'shards')
         assert len(problems) == number and all(codec.encode(p['prompt'])['w'].sum() == 0 for p in problems)
         assert all(p['prompt'][1][1].astype(np.float16).tobytes() not in frames for p in problems)
@@ -377,8 +382,25 @@ def test_word_errors():
     for text, score in (('press one now', .75), ('please press two now', .75), ('a b c d e f', 0), ('', 0)):
         assert speech_task.verify(p, {'text': text}) == score
     assert speech_task.errors('a b c d'.split(), 'b c x d y'.split()) == 3
+    assert speech_task.verify(dict(skill='three digits', answer='one two three'), {'text': 'one two<eot>'}) == pytest.approx(2 / 3)
     d = dict(skill='digit', answer='six')
     assert [speech_task.verify(d, {'text': t}) for t in ('six<eot>', 'Six.', 'six six', 'sixty', '')] == [1, 1, 0, 0, 0]
+
+def test_strings_of_digits_are_of_one_speaker_and_join_what_was_recorded():
+    items = [dict(name=f'{s}{k}', speaker=s, kind='digit', wave=np.full(2000, k + 1 + 10 * (s == 'b'), np.float32))
+             for s in 'ab' for k in range(5)]
+    own, rng = speech.by_speaker([*items, dict(kind='clip', speaker='')]), np.random.default_rng(0)
+    assert own == {'a': items[:5], 'b': items[5:]}
+    for n in (2, 3) * 20:
+        first = items[rng.integers(10)]
+        s = speech.joined(first, own[first['speaker']], n, rng)
+        names = s['name'].split()
+        assert len(names) == n and names[0] == first['name'] and {x[0] for x in names} == {first['speaker']}
+        assert s['kind'] == ('two digits' if n == 2 else 'three digits')
+        values = [i['wave'][0] for x in names for i in items if i['name'] == x]
+        sound = s['wave'][s['wave'] != 0]
+        assert np.array_equal(sound, np.repeat(values, 2000)) and 0 <= len(s['wave']) - 2000 * n <= (n - 1) * 1200
+        assert s['wave'][0] == values[0] and s['wave'][-1] == values[-1]
 
 def test_takes_differ_and_keep_the_sound():
     rng, x = np.random.default_rng(0), np.sin(np.arange(4000) * 2 * np.pi * 500 / 8000).astype(np.float32) * .2

@@ -10,6 +10,7 @@ your own, and spoken digits (Free Spoken Digit Dataset).
 Documents:
     hear    <user><boa> ... <eoa>transcribe<assistant>seven<eot>
     say     <user>say: seven<assistant><boa> ... <eoa><eot>           every other one of a digit: say as jackson: seven
+Digits are heard one by one, and two or three of one speaker joined: transcribe<assistant>seven two nine<eot>.
 Questions have weight 0, answers 1; the sound before a question is learned in 10% of the documents; 10% of the say
 prompts are empty, for guidance. In training, sounds to hear vary: volume, speed, silence around them.
 Held out: a tenth of the clips (the same words always on one side), and digits with an index of 0 to 9: 0 to 4 are the
@@ -43,6 +44,7 @@ max_seconds = 6.0  # longer clips are left out, 25 positions a second
 split = 0.1  # held-out share of the clips (digits: by index)
 copies = 4  # hear documents per clip; there are half as many say documents
 digit_copies = 6  # hear documents per digit; there are a third as many say documents
+strings = 4  # hear documents of two or three digits per digit, which is the first
 seed = 0
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
@@ -107,8 +109,22 @@ def vary(wave, rng):
     wave = np.pad(wave, (a, b)) + rng.normal(0, rng.uniform(0, 2e-3), len(wave) + a + b)
     return np.clip(wave, -1, 1).astype(np.float32)
 
-def documents(items, codec, copies, digit_copies, seed, train=True):
+def joined(first, items, n, rng):
+    """n digits of one speaker, `first` and others drawn from items (its own) -> an item, pauses of up to .15 s between them."""
+    parts = [first, *(items[i] for i in rng.integers(len(items), size=n - 1))]
+    waves = [w for p in parts for w in (np.zeros(int(rng.integers(RATE * 3 // 20)), np.float32), p['wave'])][1:]
+    return dict(first, name=' '.join(p['name'] for p in parts), wave=np.concatenate(waves), kind={2: 'two digits', 3: 'three digits'}[n])
+
+def by_speaker(items):
+    """-> {speaker: [the digits it says]}"""
+    out = {}
+    for it in items:
+        out.setdefault(it['speaker'], []).append(it) if it['kind'] == 'digit' else None
+    return out
+
+def documents(items, codec, copies, digit_copies, seed, train=True, strings=0):
     """Yields the documents of a split. train: sounds vary, some are learned in questions, some prompts are empty."""
+    own = by_speaker(items)
     turn = lambda *inner: [('ids', [codec.sp['user']], 0), *inner, ('ids', [codec.sp['assistant']], 0)]
     eot = ('ids', [codec.sp['eot']])
     for n, it in enumerate(items):
@@ -121,6 +137,9 @@ def documents(items, codec, copies, digit_copies, seed, train=True):
                 who = f" as {it['speaker']}" if is_digit and c % 2 else ''
                 prompt = [] if train and rng.random() < .1 else [('text', f"say{who}: {it['name']}", 0)]
                 yield [*turn(*prompt), ('audio', mel(it['wave'])), eot]
+        for c in range(strings if is_digit else 0):
+            s = joined(it, own[it['speaker']], 2 + c % 2, rng)
+            yield [*turn(('audio', mel(vary(s['wave'], rng)), int(rng.random() < .1)), ('text', 'transcribe', 0)), ('text', s['name']), eot]
 
 if __name__ == '__main__':
     configure(globals())
@@ -128,6 +147,7 @@ if __name__ == '__main__':
     with guard('speech'):
         codec, skipped, items = Codec(tokenizer, n_loc), Counter(), []
         check(min(copies, digit_copies) > 0, f'copies={copies}, digit_copies={digit_copies}: both must be at least 1')
+        check(strings >= 0, f'strings={strings} is not at least 0')
         if dir:
             for file, text in table(Path(dir) / 'transcripts.tsv'):
                 items += item(Path(dir, file), text, 'own', skipped)
@@ -140,11 +160,13 @@ if __name__ == '__main__':
         kinds, held = (dict(Counter(i['kind'] for i in part)) for part in (train, val))
         minutes = sum(len(i['wave']) for i in train + val) / RATE / 60
         print(f'recordings to train {kinds}, held out {held}, {minutes:.1f} minutes', flush=True)
+        rng, own = np.random.default_rng(seed), by_speaker(val)
+        val += [joined(v, own[v['speaker']], n, rng) for n in (2, 3) for v in val if v['kind'] == 'digit']
         target, frames = Path(out or shard_dir('speech', codec)), [mel(i['wave']).astype(np.float16) for i in val]
         kept = keep(target.parent, frames=np.concatenate(frames), n_frames=np.array([len(f) for f in frames]),
                     **{k: np.array([i[k] for i in val]) for k in ('name', 'kind', 'speaker')})
         source = [dir or 'Debian packages ' + ', '.join(PACKAGES)] * bool(items) + [fsdd] * bool(fsdd)
-        docs = dict(train=documents(train, codec, copies, digit_copies, seed),
+        docs = dict(train=documents(train, codec, copies, digit_copies, seed, strings=strings),
                     val=documents(val, codec, 1, 1, seed, train=False))
         info = dict(source='; '.join(source), licence='; '.join(LICENCES[k] for k in kinds))
         write_shards(target, docs, codec, dict(info, skipped=dict(skipped), val=kept))

@@ -4,7 +4,8 @@ Held-out recordings: what is said?
     for p in problems('digit', 64, codec):              # p['prompt']: document segments ending in <assistant>
         score = verify(p, {'text': 'seven<eot>'})
 
-digit: a spoken digit (data sets prepared with --fsdd), right or wrong; transcript: a clip, 1 - word error rate.
+digit: a spoken digit (data sets prepared with --fsdd), right or wrong; two digits, three digits: so many of one speaker, joined, and
+transcript: a clip, 1 - word error rate.
 """
 import re
 import sys
@@ -15,7 +16,7 @@ from data.shards import shard_dir
 from data.media import BadInput
 from data.source import kept
 
-CHANCE = dict(digit=.1, transcript=0.)
+CHANCE = {'digit': .1, 'two digits': .1, 'three digits': .1, 'transcript': 0.}
 SKILLS = list(CHANCE)
 
 def problems(skill, n, codec, seed=0, split='val', shards=''):
@@ -25,9 +26,10 @@ def problems(skill, n, codec, seed=0, split='val', shards=''):
         raise ValueError(f'no problems for skill={skill!r}, split={split!r}: skills are {SKILLS}, the split is val')
     shards, sp, out = shards or shard_dir('speech', codec), codec.sp, []
     v = kept(shards)
-    ends, mine = np.cumsum(v['n_frames']), np.flatnonzero((v['kind'] == 'digit') == (skill == 'digit'))
+    ends, mine = np.cumsum(v['n_frames']), np.flatnonzero(
+        ~np.isin(v['kind'], SKILLS) if skill == 'transcript' else v['kind'] == skill)
     if not len(mine):
-        raise BadInput(f'{shards} holds nothing for {skill}: ' + ('prepare it with --fsdd=PATH' if skill == 'digit' else
+        raise BadInput(f'{shards} holds nothing for {skill}: ' + ('prepare it with --fsdd=PATH' if skill != 'transcript' else
                                                                   'prepare it with the Asterisk clips or --dir=FOLDER'))
     for k in np.random.default_rng(seed).permutation(mine)[:n]:
         frames = v['frames'][ends[k] - v['n_frames'][k]:ends[k]].astype(np.float32)

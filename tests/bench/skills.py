@@ -54,10 +54,11 @@ TARGETS = {**{('scenes', k): v for k, v in dict(what=95, count=95, where=95, rel
            **{('objects', k): v for k, v in dict(what=95, count=95, where=95, relation=90, point=95, box=85, points=90).items()},
            **{('objects', k): 70 for k in ('recolour', 'remove', 'add')},
            **{('charts', k): 85 for k in ('value', 'largest', 'difference', 'trend', 'crossing')},
-           ('speech', 'digit'): 99, ('visual', 'peek'): 90, ('emoji', 'name'): 25, ('digits', 'read'): 95, ('digits', 'draw'): 95}
-METRIC = dict(point='inside', box='IoU', points='F1', transcript='1 - WER', value='in one step', difference='in half a step',
-              draw='colours', play='all notes', notes='all notes', recolour='all objects', remove='all objects', add='all objects',
-              **{'digits draw': 'nearest one'})
+           ('speech', 'digit'): 99, ('speech', 'two digits'): 97, ('speech', 'three digits'): 94, ('visual', 'peek'): 90,
+           ('emoji', 'name'): 25, ('digits', 'read'): 95, ('digits', 'draw'): 95}
+METRIC = dict(point='inside', box='IoU', points='F1', transcript='1 - WER', two='1 - WER', three='1 - WER', value='in one step',
+              difference='in half a step', draw='colours', play='all notes', notes='all notes', recolour='all objects',
+              remove='all objects', add='all objects', **{'digits draw': 'nearest one'})
 CELL, GAP = 144, 6                                                     # pixels of a picture on a sheet
 
 def fit(a, points=(), boxes=(), colour='red'):

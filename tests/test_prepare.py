@@ -1,5 +1,5 @@
 """
-data/{shakespeare,emoji,digits,speech}: what ends up in which split, what is left out, and what an interruption leaves behind.
+data/{shakespeare,emoji,digits,speech,spoken}: what ends up in which split, what is left out, and what an interruption leaves behind.
 Nothing is fetched: folders of a few files are made here. Tests on the real packages run where they were fetched before.
 """
 import json
@@ -27,6 +27,9 @@ import data.shakespeare.prepare as shakespeare
 import data.source as source
 import data.speech.prepare as speech
 import data.speech.task as speech_task
+import data.spoken.prepare as spoken
+import data.spoken.task as spoken_task
+import data.spoken.voices as voices_
 from data.codec import Codec
 from data.shards import open_shards, write_shards
 from data.media import BadInput, mel, save_wav, unpatchify
@@ -417,6 +420,80 @@ def test_the_asterisk_packages():
         items = speech.clips(root, skipped)
     assert len(items) == 510 and skipped['silence or no speech'] == 24 and skipped.total() == 24 + 34 + 1
     assert all(400 <= len(i['wave']) <= 48000 and '[' not in i['name'] and i['name'] for i in items)
+
+# -----------------------------------------------------------------------------
+# spoken questions
+
+@pytest.fixture
+def said(monkeypatch):
+    """What espeak-ng was asked to say, [(text, voice)], instead of its saying it."""
+    out = []
+    def speak(text, voice, speed, pitch):
+        assert 80 < speed < 400 and 0 <= pitch < 100
+        out.append((text, voice))
+        return np.sin(np.arange(60 * len(text)) * (len(voice) + 3) * .1).astype(np.float32)
+    for module in (spoken, spoken_task):
+        monkeypatch.setattr(module, 'speak', speak)
+    return out
+
+def test_spoken_questions_are_those_of_the_scene_in_voices_of_the_split(said):
+    codec, voices = Codec(), {}
+    for split in ('train', 'val'):
+        kinds = set()
+        for i in range(40):
+            said.clear()
+            doc = spoken.document(i, split, codec)
+            voices.setdefault(split, set()).update(v.split('+')[1] for _, v in said)
+            text = codec.untext(codec.encode(doc)['ids']).replace('<img>', '').replace('<aud>', '')
+            sounds = [s for s in doc if s[0] == 'audio']
+            assert len(sounds) == len(said) and all(np.array_equal(s[1], mel(np.sin(np.arange(60 * len(t)) * (len(v) + 3) * .1)))
+                                                    for s, (t, v) in zip(sounds, said))
+            assert all(s[2] == 0 for s in sounds) or split == 'train'
+            if doc[0][0] == 'image':
+                kinds.add('ask')
+                assert len(said) in (1, 2) and text.count('<user><boa><eoa><assistant>') == len(said) == text.count('<eot>')
+                assert not any(t in text for t, _ in said)              # asked aloud alone
+                for (question, _), a in zip(said, re.findall('<assistant>(.*?)<eot>', text)):
+                    assert re.fullmatch({'how': '[0-3]', 'where': '(top|bottom) (left|right)', 'is': 'yes|no', 'box': '<box>(<[0-9]+>){4}',
+                                         'point': '<point>(<[0-9]+>){2}'}[question.split()[0]], a)
+            else:
+                kinds.add('hear')
+                assert text == f'<user><boa><eoa>transcribe<assistant>{said[0][0]}<eot>'
+            said.clear()
+            assert codec.encode(spoken.document(i, split, codec))['frames'].tobytes() == codec.encode(doc)['frames'].tobytes()
+        assert kinds == {'ask', 'hear'}
+    heard, held = set(voices_.VOICES), set(voices_.HELD_OUT)
+    assert voices['train'] <= heard and voices['val'] <= held and not heard & held
+
+def test_spoken_problems_are_judged_as_the_written_ones(said):
+    codec = Codec()
+    for skill in spoken_task.SKILLS:
+        said.clear()
+        ps = spoken_task.problems(skill, 12, codec)
+        assert {v.split('+')[1] for _, v in said} <= set(voices_.HELD_OUT)
+        for p, (text, _) in zip(ps, said):
+            whole = codec.untext(codec.encode(p['prompt'])['ids'])
+            assert codec.encode(p['prompt'])['w'].sum() == 0 and whole.endswith('<assistant>') and text not in whole
+            assert spoken_task.verify(p, {'text': p['answer'] + '<eot>'}) == 1 and spoken_task.verify(p, {'text': 'x y z'}) == 0
+            assert text == (p['answer'] if skill == 'heard' else p['question'])
+    p = dict(skill='heard', answer='how many red?')
+    assert spoken_task.verify(p, {'text': 'how many blue?<eot>'}) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match='asked count'):
+        spoken_task.problems('what', 1, codec)
+
+def test_espeak_says_the_same_whatever_it_said_before():
+    if not voices_.CACHE.exists():
+        pytest.skip('it was not fetched: python data/spoken/prepare.py does it')
+    one = voices_.speak('where is pink 3?', 'en-us+m1', 180, 40)
+    other = voices_.speak('point to red', 'en-029+f4')
+    assert np.array_equal(one, voices_.speak('where is pink 3?', 'en-us+m1', 180, 40)) and one.dtype == np.float32
+    assert .6 < len(one) / 8000 < 3 and len(other) != len(one) and .05 < abs(one).max() <= 1
+    with pytest.raises(BadInput, match='voice=xx.m1'):
+        voices_.speak('hello', 'xx+m1')
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); from data.spoken.voices import speak; import zlib; ' \
+           'print(zlib.crc32(speak("where is pink 3?", "en-us+m1", 180, 40).tobytes()))'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.stdout.strip() == str(zlib.crc32(one.tobytes())), r.stderr
 
 # -----------------------------------------------------------------------------
 # damaged files, wrong flags

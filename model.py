@@ -43,6 +43,7 @@ class ModelConfig:
     audio: bool = True            # frames in and out
     flow_width: int = 192
     flow_depth: int = 3
+    audio_velocity: bool = False  # the head of frames says the velocity x_1 - e, that of patches x_1
     n_expert: int = 0             # experts per MoE layer; 0: dense
     top_k: int = 2
     expert_ff: int = 0            # hidden units of one expert; 0: ff / top_k
@@ -55,10 +56,11 @@ class ModelConfig:
     ngram_rows: int = 1 << 17     # of each table
 
     def __post_init__(self):
-        for k in ('vocab_size', 'n_layer', 'n_head', 'n_embd', 'top_k', 'flow_width'):
-            if getattr(self, k) < 1:
-                raise ValueError(f'{k}={getattr(self, k)}: it must be at least 1')
-        self.n_kv_head = self.n_kv_head or self.n_head
+        sizes = dict.fromkeys(('vocab_size', 'n_layer', 'n_head', 'n_embd', 'top_k', 'flow_width', 'rope_base'), 1)
+        for k in ('n_kv_head', 'ff', 'flow_depth', 'n_expert', 'expert_ff', 'shared_ff', 'dense_layers', 'norm_eps', *sizes):
+            if getattr(self, k) < sizes.get(k, 0):
+                raise ValueError(f'{k}={getattr(self, k)}: it must be at least {sizes.get(k, 0)}')
+        self.n_kv_head, self.audio_velocity = self.n_kv_head or self.n_head, self.audio_velocity and self.audio
         self.ff = self.ff or (4 * self.n_embd if self.act == 'relu2' else -(-8 * self.n_embd // 96) * 32)
         self.expert_ff, self.shared_ff = self.expert_ff or self.ff // self.top_k, self.shared_ff or self.ff // self.top_k
         for ok, say in ((self.act in ('relu2', 'swiglu'), f'act={self.act}: use relu2 or swiglu'),
@@ -352,14 +354,14 @@ class _Recompute(torch.autograd.Function):
 
 class Flow(nn.Module):
     """
-    Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state).  loss and sample derive from
-    denoise(). Residual MLP blocks with adaLN-zero (Peebles and Xie 2023). The part of the modulation that comes from the hidden state is
-    computed once per position, not once per draw.
+    Flow-matching head: x_t = t x_1 + (1 - t) e, and the network says x_1 from (x_t, t, hidden state), or the velocity x_1 - e, which needs
+    at least d units, but comes out sharper (tests/bench/design.py). loss and sample derive from denoise(). Residual MLP blocks with
+    adaLN-zero (Peebles and Xie 2023). What of the modulation comes from the hidden state is computed once per position, not per draw.
     """
-    def __init__(self, cfg, mesh, d):
+    def __init__(self, cfg, mesh, d, velocity=False):
         super().__init__()
-        C, W, self.d, self.depth, self.mesh = cfg.n_embd, cfg.flow_width, d, cfg.flow_depth, mesh
-        zero = 0.0 if cfg.zero_init else 0.1
+        C, W, zero = cfg.n_embd, cfg.flow_width, 0.0 if cfg.zero_init else 0.1
+        self.d, self.depth, self.mesh, self.velocity = d, cfg.flow_depth, mesh, velocity
         self.x_in = param(mesh, W, d, std=d ** -0.5)
         self.t_in = param(mesh, 64, 64, std=64 ** -0.5)
         self.mod_t = param(mesh, (3 * cfg.flow_depth + 2) * W, 64, std=zero)
@@ -370,11 +372,9 @@ class Flow(nn.Module):
 
     def denoise(self, xt, t, c):
         """xt (N, R, d) noisy payloads, t (N, R) times, c (N, 1, mod) from cond() -> (N, R, d) float32 estimate of x_1."""
-        freq = torch.exp(torch.arange(32, device=t.device, dtype=t.dtype) * (-math.log(1000.0) / 31)) * 1000
-        a = t[..., None] * freq
+        a = t[..., None] * (torch.exp(torch.arange(32, device=t.device, dtype=t.dtype) * (-math.log(1000.0) / 31)) * 1000)
         te = torch.cat((a.cos(), a.sin()), -1).to(self.t_in.dtype)               # (N, R, 64)
-        mod = c + F.linear(F.silu(F.linear(te, self.t_in)), self.mod_t)
-        mods = mod.chunk(3 * self.depth + 2, -1)
+        mods = (c + F.linear(F.silu(F.linear(te, self.t_in)), self.mod_t)).chunk(3 * self.depth + 2, -1)
         h = F.linear(xt.to(self.x_in.dtype), self.x_in)
         for i in range(self.depth):
             shift, scale, gate = mods[3 * i:3 * i + 3]
@@ -382,7 +382,8 @@ class Flow(nn.Module):
             u = F.linear(F.silu(F.linear(copy_to(u, self.mesh.tp), self.up[i])), self.down[i])
             h = h + gate * reduce_from(u, self.mesh.tp)
         h = F.layer_norm(h, (h.shape[-1],)) * (1 + mods[-1]) + mods[-2]
-        return F.linear(h, self.x_out).to(t.dtype)
+        y = F.linear(h, self.x_out).to(t.dtype)
+        return xt + (1 - t[..., None]) * y if self.velocity else y
 
     def cond(self, h):
         """h (N, C) hidden states -> (N, 1, mod)."""
@@ -453,7 +454,7 @@ class Muse(nn.Module):
             if not cfg.tie:
                 self.head = param(mesh, cfg.vocab_size, C, tp=0, std=0.0 if cfg.zero_init else C ** -0.5, kind='head')
             self.image_out = Flow(cfg, mesh, D) if cfg.image else None
-            self.audio_out = Flow(cfg, mesh, 128) if cfg.audio else None
+            self.audio_out = Flow(cfg, mesh, 128, cfg.audio_velocity) if cfg.audio else None
         init_params(self, seed)
 
     # -------- the three steps of a forward pass

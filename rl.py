@@ -158,14 +158,14 @@ root = Path(__file__).resolve().parent
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use bfloat16, float32 or float64'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu, or cuda where it is'),
                 (loss in ('clip', 'cispo', 'gspo'), f'loss={loss}: use clip, cispo or gspo'), (group > 1, f'group={group}: use 2 or more'),
-                (0 <= recompute <= 1, f'recompute={recompute}: use 0 to 1'),
-                (0 <= lam < 1, f'lam={lam}: use 0 to less than 1'), (p_lo < p_hi, f'p_lo={p_lo}, p_hi={p_hi}: p_lo must be the smaller'),
+                (0 <= recompute <= 1, f'recompute={recompute}: use 0 to 1'), (p_lo < p_hi, f'p_lo={p_lo}: use less than {p_hi=}'),
+                *((0 <= globals()[k] < 1, f'{k}={globals()[k]}: use 0 to less than 1') for k in ('lam', 'beta1', 'beta2')),
                 (temperature > 0, f'temperature={temperature}: use more than 0'), (lr > 0, f'lr={lr}: use more than 0'),
+                (clip >= 0, f'clip={clip}: use 0 or more'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in 'prompts rounds max_new epochs micro_rows sample_rows '
                   'eval_samples eval_problems last_problems keep_last'.split()),
                 ((root / 'data' / task / 'task.py').is_file(), f'task={task}: there is no data/{task}/task.py')):
-    if not ok:
-        die(why)
+    die(why) if not ok else None
 compute, job = getattr(torch, dtype), import_module(f'data.{task}.task')
 try:
     trained, beyond, later = ([int(x) for x in s.split('+') if x] for s in (levels, harder, more))
@@ -179,8 +179,7 @@ try:
 except BadInput as e:
     die(str(e))
 rank, world, device = start_world(device)
-master = rank == 0
-say = print if master else (lambda *a, **k: None)
+master, say = rank == 0, print if rank == 0 else (lambda *a, **k: None)
 
 # ---------------------------------------------------------------- model and optimizer
 
@@ -193,6 +192,7 @@ try:
     sizes = {k: getattr(cfg, k) for k in ('n_layer', 'n_head', 'n_kv_head', 'ff', 'n_expert', 'shared_ff', 'flow_width')}
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, T=block_size, rows=world, zero=zero,
                       zero_shard=zero_shard, **sizes)
+    schedule(pp_schedule, pp, pp, pp_chunks)           # whether there is such a one
 except ValueError as e:
     die(str(e))
 mesh = make_mesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, sp=sp, cp_mode=cp_mode, n_kv_head=cfg.n_kv_head, tie=cfg.tie, zero_shard=zero_shard)
@@ -221,7 +221,7 @@ def load(path):
         meta.update(ck.meta)
     together(fill, mesh)                               # before opt.loaded, which begins to gather
     opt.loaded(meta['optimizer_steps'])
-    step, (asked, ramp_at, first, rates) = meta['step'], meta['rl']
+    step, (asked, ramp_at, first, rates) = meta['step'], [*meta['rl'][:3], rates | meta['rl'][3]]      # this start may have more levels
 
 try:
     Path(out_dir).mkdir(parents=True, exist_ok=True)
@@ -336,7 +336,8 @@ def scores(of, micros, n):
 
 def learn(rolls, A):
     """Rollouts and their advantages -> `epochs` updates, and figures of them."""
-    micros = [(to_device(b, device, compute, codec, mesh, cfg), at) for b, at in pack(rolls, block_size, micro_rows, mesh, codec, cfg.past)]
+    packed = pack(rolls, block_size, micro_rows, mesh, codec, cfg.past, pp if pp_chunks > 1 else 1)
+    micros = [(to_device(b, device, compute, codec, mesh, cfg), at) for b, at in packed]
     logp, logq, w = (np.concatenate([o[k] for o in rolls]) for k in ('logp', 'logq', 'w'))
     own = np.repeat(np.arange(len(rolls)), [len(o['w']) for o in rolls])
     drawn, N, total, out = w > 0, len(own), prompts * group * (len_norm or max_new), {}
@@ -413,8 +414,7 @@ while step < max_steps:
     ordered = step + 1 in due and hasattr(job, 'twin')             # the same in another order, before they are learned from
     twins = ask([job.twin(g[0]['problem']) for g in groups], group, 3) if ordered else groups
     t1 = time.time()
-    for g in groups:
-        l = str(g[0]['problem']['level'])
+    for l, g in ((str(g[0]['problem']['level']), g) for g in groups):
         rates[l] += 0.02 * (float(np.mean([o['r'] for o in g])) - rates[l])
     scale = np.std(A) if std and A else 1.0
     both = [(o, x / scale) for g, a in zip(kept, A) for o, x in zip(g, a) if x]

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from PIL import Image
 from data.agents import agent_step, latency, majority, report, reports, turn
 from data.checkpoint import Checkpoint, biases, checkpoints
-from data.codec import BadInput, Codec, load_audio, load_image, mark, mel, save_wav, unmel
+from data.codec import BadInput, Codec, check, load_audio, load_image, mark, mel, save_wav, unmel
 from data.collate import features
 from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
 from data.layouts import check_layout
@@ -313,6 +313,8 @@ class Engine:
         for a in (row.w, row.logp, row.logq):
             a += [0] * len(e['ids'])
         row.waits = False
+        for s in row.slots:                                            # what was said last is in the feed, with its coordinates
+            self.rc.pop(s, None), self.x.pop(s, None)
         self._later(row.slots, feed, row.left)
 
     def _read(self, most=4096, each=512):
@@ -563,6 +565,7 @@ if __name__ == '__main__':
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
                     (max_new >= 1, f'max_new={max_new}: at least 1'),
                     (0 <= agents <= 62 and think >= 1, f'agents={agents}, think={think}: 0 to 62 agents, at least 1 position'),
+                    (not start or not (prompt or image or audio), f'start={start!r}: it stands alone, without prompt, image or audio'),
                     (num == 1 or not agents, f'num={num}: one answer of {agents} agents at a time'),
                     (device == 'cpu' or gpu, f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                     (world == tp * pp, f'tp={tp} * pp={pp} is not the number of processes, {world}: torchrun --nproc_per_node={tp * pp} '
@@ -584,10 +587,12 @@ if __name__ == '__main__':
     def pictures(names):
         """Files, comma-separated -> what the model sees. Its tools see more: up to 4096 pixels a side."""
         names = [n.strip() for n in names.split(',') if n.strip()]
+        check(model.cfg.image or not names, f'image={names}: this model was trained with --image=false')
         ctx['images'] += [load_image(n, 1 << 18, 512) for n in names]
-        return [load_image(n) for n in names]
+        return [load_image(n, max_side=codec.n_loc - 1) for n in names]
 
     def sounds_of(names):
+        check(model.cfg.audio or not names, f'audio={names}: this model was trained with --audio=false')
         return [mel(load_audio(n.strip())) for n in names.split(',') if n.strip()]
 
     def write(r, name):

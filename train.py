@@ -52,7 +52,7 @@ block_size = 192           # positions of a row
 tokens_per_step = 3840     # global: all ranks, all microbatches
 micro_rows = 20            # rows of a microbatch on one rank; fewer if there are fewer
 # -------- model
-depth = 0                  # one knob for a ladder of sizes: it sets layers, width, heads, learning rates and steps (see below); 0: off
+depth = 0                  # one knob for a ladder of sizes: layers, width, heads, rates and steps are what it says (see below); 0: off
 horizon = 15.0             # with depth: tokens per parameter of the blocks
 vocab_size = 0             # rows of embedding and head; 0: as many as the tokenizer has ids
 n_layer = 4
@@ -74,6 +74,7 @@ audio = True               # frames in and out
 flow_width = 192           # of the flow-matching heads
 flow_depth = 3
 flow_draws = 4             # noise draws per patch or frame and step
+audio_velocity = True      # the head of frames says the velocity, that of patches the patch
 n_expert = 0               # experts of a MoE layer; 0: dense
 top_k = 2
 expert_ff = 0              # hidden units of an expert; 0: ff / top_k
@@ -132,7 +133,7 @@ seed = 1337
 config = configure(globals())
 
 # width and heads grow with the layers; what AdamW moves slows down with the root of the width, Muon's rate holds for all widths
-if depth:
+if depth > 0:
     n_layer, n_head, n_kv_head, n_embd, ff = depth, depth, 0, 16 * depth, 0
     lr *= (4 / depth) ** 0.5
     max_steps = max(1, int(horizon * 12 * n_layer * n_embd ** 2) // tokens_per_step)
@@ -150,18 +151,19 @@ device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' el
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast; on a CPU without AMX or AVX512-BF16 it is slower than float32
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else 'float32'
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
-                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (seed >= 0, f'seed={seed}: use 0 or more'),
+                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'),
                 (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
-                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()), (workers >= 0, f'workers={workers}: use 0 or more'),
+                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
                 *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
+                *((0 <= globals()[k] < 1, f'{k}={globals()[k]}: use 0 to less than 1') for k in ('beta1', 'beta2')),
+                *((globals()[k] >= 0, f'{k}={globals()[k]}: use 0 or more') for k in ('clip', 'depth', 'seed', 'workers')),
                 (block_size > 1, f'block_size={block_size}: use 2 or more'), (2 < muon_steps < 6, f'muon_steps={muon_steps}: use 3 to 5'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
                 (tokenizer in ('bytes', 'gpt2', 'cl100k_base', 'o200k_base') or tokenizer.startswith('bpe:') and tokenizer[4:].isdecimal(),
                  f'tokenizer={tokenizer!r} is none of: bytes, bpe:N, gpt2, cl100k_base or o200k_base')):
-    if not ok:
-        die(why)
+    die(why) if not ok else None
 keep_pages()
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
@@ -199,7 +201,7 @@ try:
     cfg = ModelConfig(**{**{f.name: globals()[f.name] for f in fields(ModelConfig)}, 'vocab_size': vocab_size or codec.n_vocab})
     if init_from.startswith('hf:'):
         llama = Llama(init_from[3:], cfg.vocab_size)
-        if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v}:
+        if wrong := {k: v for k, v in llama.keys.items() if getattr(cfg, k) != v and (k != 'rope_2d' or image)}:
             raise ValueError(f'init_from={init_from}: these weights need ' + ' '.join(f'--{k}={str(v).lower()}' for k, v in wrong.items()))
     dp = check_layout(world, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, v=pp_chunks, sp=sp, cp_mode=cp_mode, n_layer=n_layer, n_head=n_head,
                       n_kv_head=cfg.n_kv_head, ff=cfg.ff, n_expert=n_expert, shared_ff=cfg.shared_ff, flow_width=flow_width, T=block_size,
@@ -364,8 +366,7 @@ began, last_log, flops, done = time.time(), time.time(), 0, 0          # the las
 while step < max_steps:
     s, micros, counts = next(loader)
     assert s == step + shift
-    # over the whole world, since a stop concerns all; the tp * pp * cp ranks of one dp rank count the same rows
-    # one process does not wait for its device here
+    # over the whole world, since a stop concerns all; tp * pp * cp ranks count the same rows; one process does not wait for its device
     counts = torch.tensor([*counts, float(bool(stopped))], dtype=torch.float64, device=device if world > 1 else 'cpu')
     counts = [c / (tp * pp * cp) for c in all_reduce(counts, mesh.world).tolist()]
     if counts[4]:                                  # a signal reached one of the ranks: all stop
@@ -400,8 +401,7 @@ while step < max_steps:
             continue
     if not bad:
         recent.append(loss)
-    step += 1
-    done += 1
+    step, done = step + 1, done + 1
     spent_cpu, clock = spent_cpu + time.process_time() - clock, time.process_time()
     if step % log_every == 0 or step == max_steps:
         now = time.time()
@@ -442,7 +442,7 @@ say(f'{step} steps, {(time.time() - began) / 60:.1f} minutes')
 if not finish_saving():
     sys.exit(1)                                    # the last checkpoint is lost: not a success, and nothing to ask questions of
 
-if skills and master:
+if skills and master and step:
     from data.skills import table
     from sample import load_model
     net, codec, _ = load_model(checkpoints(out_dir)[0], device, compute)

@@ -49,7 +49,8 @@ def model_keys(path):
         return dict(n_layer=c['num_hidden_layers'], n_head=c['num_attention_heads'], n_embd=c['hidden_size'], ff=c['intermediate_size'],
                     n_kv_head=c.get('num_key_value_heads') or c['num_attention_heads'],
                     rope_base=float(rope.get('rope_theta') or c.get('rope_theta', 10000.0)),
-                    norm_eps=float(c.get('rms_norm_eps', 1e-6)), tie=bool(c.get('tie_word_embeddings')), **FIXED), c['vocab_size']
+                    norm_eps=float(c.get('rms_norm_eps', 1e-6)), tie=bool(c.get('tie_word_embeddings')),
+                    rope_2d=False, **FIXED), c['vocab_size']
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f'{file}: {f"no {e}" if isinstance(e, KeyError) else " ".join(str(e).split())}; '
                          'give the folder of a Llama (LlamaForCausalLM) in safetensors') from None
@@ -138,6 +139,8 @@ def export_llama(m, full, out):
     for k, v in FIXED.items():
         if m.get(k, v) != v:                                                 # a checkpoint from before the key had it off
             raise ValueError(f'{k}={m[k]}: a Llama has {k}={v}, this model cannot be written as one')
+    if m['image'] and m.get('rope_2d'):
+        raise ValueError('image=True, rope_2d=True: a Llama has rotary positions in one dimension, this model cannot be written as one')
     C, kv, ff, V = m['n_embd'], m['n_kv_head'] * (m['n_embd'] // m['n_head']), m['ff'], m['vocab_size']
     rows = {'k_proj': kv, 'v_proj': kv, 'gate_proj': ff, 'up_proj': ff, 'embed_tokens': V, 'lm_head': V}     # of all others: C
     parts = {}                                                               # name there -> (our name, first row, rows)

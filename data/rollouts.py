@@ -76,7 +76,7 @@ def alarms(f, first):
     ) if bad]
 
 
-def pack(rolls, T, micro, mesh, codec, past=0):
+def pack(rolls, T, micro, mesh, codec, past=0, times=1):
     """
     Rollouts (doc: encoded prompt and what followed; first: where that begins) -> this rank's microbatches [(batch, where)]. Longest first,
     each into the first row of T positions with room; empty rows make the microbatches full. where: for each text target of the batch the
@@ -94,7 +94,7 @@ def pack(rolls, T, micro, mesh, codec, past=0):
             rows.append([]), room.append(T)
         rows[b].append((s, d, 0, n))
         room[b] -= n
-    rows += [[] for _ in range(-len(rows) % (micro * mesh.dp.size))]
+    rows += [[] for _ in range(-len(rows) % (micro * times * mesh.dp.size))]
     mine, out = len(rows) // mesh.dp.size, []
     cols = zigzag(T, mesh.cp.size, mesh.cp.rank) if mesh.cp.size > 1 else torch.arange(T)
     for a in range(mesh.dp.rank * mine, (mesh.dp.rank + 1) * mine, micro):

@@ -26,6 +26,9 @@ def write_shards(out_dir, splits, codec, info):
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     meta = dict(info, tokenizer=codec.name, codec=codec.fingerprint(), splits={})
+    if Path(sys.argv[0]).name == 'prepare.py' and not any(a.startswith('--out=') for a in sys.argv):
+        # how the user asked for it, to make the same for another tokenizer: see prepared()
+        meta.update(cwd=os.getcwd(), flags=[a for a in sys.argv[1:] if not a.startswith(('--tokenizer', '--n_loc'))])
     dtype = np.uint16 if codec.n_vocab <= 65536 else np.uint32
     try:
         for split, docs in splits.items():
@@ -123,9 +126,12 @@ def prepared(name, codec, file='', flag='', make=True):
         out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
         flags += [f'--{flag}={p}']
     if make and not (out / 'meta.json').exists():
-        print(f'preparing data/{name} in {out}')
-        command = [sys.executable, str(ROOT / name / 'prepare.py'), *flags, f'--out={out}']
-        if subprocess.run(command, env={**os.environ, 'RANK': '0'}).returncode:
+        # the user may have prepared it for another tokenizer, from files of their own: the newest such
+        there = sorted(out.parent.glob('shards-*/meta.json'), key=lambda p: p.stat().st_mtime, reverse=True) if not file else []
+        asked, cwd = next(((m['flags'], m['cwd']) for m in (json.loads(p.read_text()) for p in there) if 'flags' in m), ([], None))
+        print(f'preparing data/{name} in {out}' + (f' with {" ".join(asked)}, as before' if asked else ''))
+        command = [sys.executable, str(ROOT / name / 'prepare.py'), *asked, *flags, f'--out={out}']
+        if subprocess.run(command, env={**os.environ, 'RANK': '0'}, cwd=cwd if asked and Path(cwd).is_dir() else None).returncode:
             raise ValueError(f'data/{name}/prepare.py did not finish (see above)')
     return out
 
@@ -135,6 +141,9 @@ def codec_and_folders(names, tokenizer, n_loc, given=(), make=True):
     -> the Codec, {data set: the folder of its shards}, as prepared() gives it. given: {data set: (file, flag)}. Merges of bpe:N that are
     not there yet are learned on the training text of the first data set.
     """
+    for name, (file, flag) in dict(given).items():
+        if file and name not in names:
+            raise ValueError(f'{flag}={file}: it is for --dataset={name}, this run has {"+".join(names)}')
     folder = lambda name, codec: prepared(name, codec, *dict(given).get(name, ()), make=make)
     if tokenizer.startswith('bpe:') and not (ROOT / f'bpe_{tokenizer[4:]}.json').exists():
         plain = Codec('bytes', n_loc)

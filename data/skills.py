@@ -32,7 +32,9 @@ def table(net, codec, folders, n, say=print, keep=None, only=()):
                 ps = task.problems(skill, n, codec, shards=folder)
             except BadInput:                                           # nothing of the kind was prepared
                 continue
-            if ps and ps[0].get('choices'):
+            if not ps:
+                continue
+            if ps[0].get('choices'):
                 right = chosen(net, codec, ps, seen)
             else:
                 right = [answered(net, codec, task, ps, False, empty, keep=seen)]
@@ -41,7 +43,7 @@ def table(net, codec, folders, n, say=print, keep=None, only=()):
             say(f'{skill:>12s}   {right[0]:6.1f}% {blind} {100 * ps[0]["chance"]:6.1f}% {len(ps):6d}')
             yield dict(data=name, skill=skill, score=right[0], blind=right[1] if len(right) > 1 else None,
                        chance=100 * ps[0]['chance'], cases=len(ps))
-            if ps and 'thought' in ps[0]:
+            if 'thought' in ps[0]:
                 pairs = [(p, q) for p in ps if (q := task.stranger(p, ps))]
                 for word, thoughts in (('given', [p['thought'] for p, _ in pairs]), ('swapped', [q['thought'] for _, q in pairs])):
                     right = answered(net, codec, task, [p for p, _ in pairs], False, empty, thoughts) if pairs else 0.0

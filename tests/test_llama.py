@@ -236,6 +236,11 @@ def test_keys_that_do_not_fit_are_named(machine, tmp_path):  # noqa: F811
     one_line(r, *[k for k in KEYS if k.split('=')[0] not in ('--n_layer', '--n_head', '--n_embd', '--softcap', '--norm_eps',
                                                              '--rope_base')],
              '--softcap=0.0', '--norm_eps=1e-05', '--rope_base=500.0')
+    [r], _ = train(machine, 'wrong', folder, '--image=true')              # patches would turn two thirds of its rotary pairs
+    one_line(r, '--rope_2d=false')
+    with pytest.raises(ValueError, match='rope_2d=True'):
+        export_llama(vars(ModelConfig(act='swiglu', qk_norm=False)), None, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
     [r], _ = train(machine, 'none', tmp_path / 'nowhere')
     one_line(r, 'nowhere', 'config.json')
 

@@ -22,7 +22,7 @@ TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=3
 DENSE = ModelConfig(**TINY, softcap=15.0)
 EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
 TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, value_embed=True,
-                   token_shift=True, ngram=toy.PAST + 1, ngram_rows=101)
+                   token_shift=True, ngram=toy.PAST + 1, ngram_rows=101, audio_velocity=True)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])
 
 
@@ -437,8 +437,8 @@ def test_linear_cross_entropy_survives_huge_logits_and_no_positions():
 
 # ---------------------------------------------------------------- flow heads
 
-def flow(d=192, dtype=torch.float64):
-    m = Flow(DENSE, solo_mesh(), d)
+def flow(d=192, dtype=torch.float64, velocity=False):
+    m = Flow(DENSE, solo_mesh(), d, velocity)
     rng = torch.Generator().manual_seed(0)
     for p in m.parameters():
         p.data = 0.1 * torch.randn(p.shape, generator=rng)
@@ -471,6 +471,29 @@ def test_oracle_head_samples_x1_exactly(d, monkeypatch):
     xt, at = seen[0]
     assert torch.equal(at, t)
     torch.testing.assert_close(xt, t[..., None] * x1[:, None, :d] + (1 - t[..., None]) * noise[..., :d], rtol=0, atol=1e-13)
+
+
+def test_a_head_that_says_the_velocity():
+    """
+    The same network, asked for v: its x_1 is x_t + (1 - t) v, so the loss is the error of v, but for times above .95, and a step of Euler
+    moves along v. ModelConfig has it for sound, and where there is none as it was for all.
+    """
+    rng = torch.Generator().manual_seed(0)
+    says, head = flow(128), flow(128, velocity=True)
+    h, x1, e0 = (torch.randn(5, n, generator=rng, dtype=torch.float64) for n in (32, D, D))
+    e, t = torch.randn(5, 3, D, generator=rng, dtype=torch.float64), 0.95 * torch.rand(5, 3, generator=rng, dtype=torch.float64)
+    xt = t[..., None] * x1[:, None, :128] + (1 - t[..., None]) * e[..., :128]
+    v = says.denoise(xt, t, says.cond(h))
+    torch.testing.assert_close(head.denoise(xt, t, head.cond(h)), xt + (1 - t[..., None]) * v, rtol=0, atol=1e-13)
+    loss, err = head.loss(h, x1, e, t, torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(err, (v - (x1[:, None] - e)[..., :128]).square().mean((-1, -2)), rtol=1e-10, atol=0)
+    x = e0[:, None, :128]
+    for i in range(4):
+        x = x + says.denoise(x, torch.full((5, 1), i / 4, dtype=torch.float64), says.cond(h)) / 4
+    torch.testing.assert_close(head.sample(h, e0, 4)[:, :128], x[:, 0], rtol=1e-10, atol=1e-12)
+    m = Muse(ModelConfig(n_layer=1, n_embd=32, n_head=2, flow_width=32, audio_velocity=True))
+    assert m.audio_out.velocity and not m.image_out.velocity and not Muse(ModelConfig(n_layer=1)).audio_out.velocity
+    assert ModelConfig(audio=False, audio_velocity=True) == ModelConfig(audio=False)
 
 
 def test_flow_loss_is_the_clamped_velocity_error(monkeypatch):

@@ -24,6 +24,7 @@ import data.digits.task as digits_task
 import data.emoji.prepare as emoji
 import data.emoji.task as emoji_task
 import data.shakespeare.prepare as shakespeare
+import data.shards as shards
 import data.source as source
 import data.speech.prepare as speech
 import data.speech.task as speech_task
@@ -31,7 +32,7 @@ import data.spoken.prepare as spoken
 import data.spoken.task as spoken_task
 import data.spoken.voices as voices_
 from data.codec import Codec
-from data.shards import open_shards, write_shards
+from data.shards import open_shards, shard_dir, write_shards
 from data.media import BadInput, mel, save_wav, unpatchify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -379,6 +380,14 @@ def test_speech_documents_and_problems(tmp_path, capsys):
         prompt = codec.untext(codec.encode(problems[0]['prompt'])['ids']).replace('<aud>', '')
         assert any(d['text'].startswith(prompt) for d in docs['val'])
 
+def test_strings_are_only_heard_where_training_only_hears_them(tmp_path):
+    digits = digits_folder(tmp_path / 'fsdd').with_suffix('.npz')
+    assert prepare('speech', '--asterisk=false', f'--fsdd={digits}', f'--out={tmp_path}/shards') == 0
+    for split in ('train', 'val'):
+        texts = [d['text'] for d in read(tmp_path / 'shards', split, Codec())]
+        assert any(re.search('transcribe<assistant>(zero|seven) ', t) for t in texts)
+        assert any(t.startswith('<user>say') for t in texts) and not any(re.match('<user>say.*: (zero|seven) ', t) for t in texts)
+
 def test_word_errors():
     p = dict(skill='transcript', answer='Please press one, now.')
     assert speech_task.verify(p, {'text': 'please press one now<eot>'}) == 1
@@ -494,6 +503,34 @@ def test_espeak_says_the_same_whatever_it_said_before():
            'print(zlib.crc32(speak("where is pink 3?", "en-us+m1", 180, 40).tobytes()))'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == str(zlib.crc32(one.tobytes())), r.stderr
+
+# -----------------------------------------------------------------------------
+# train.py asks for what is missing
+
+def test_a_set_of_ones_own_is_made_again_for_another_tokenizer(tmp_path, monkeypatch, capfd):
+    """As its user asked for it, files named from where they were then; not as train.py did for --input, nor of what has been made since."""
+    for name in ('data', 'configurator.py'):
+        (tmp_path / 'repo').mkdir(exist_ok=True)
+        shutil.copytree(ROOT / name, tmp_path / 'repo' / name, ignore=shutil.ignore_patterns('shards-*', '*.deb', '__pycache__', 'bpe_*')) \
+            if name == 'data' else shutil.copy(ROOT / name, tmp_path / 'repo' / name)
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'book.txt').write_text('my own book ' * 99)
+    (tmp_path / 'other.txt').write_text('another text ' * 99)
+    script = tmp_path / 'repo' / 'data' / 'shakespeare' / 'prepare.py'
+    assert subprocess.run([sys.executable, script, '--input=book.txt', '--split=0.2'], cwd=tmp_path / 'in').returncode == 0
+    monkeypatch.setattr(shards, 'ROOT', tmp_path / 'repo' / 'data')
+    monkeypatch.setattr(shards, 'shard_dir', lambda name, codec: shard_dir(name, codec, tmp_path / 'repo' / 'data'))
+    text = lambda folder, codec, split: bytes(open_shards(folder, split, codec)['ids'].astype(np.uint8))
+    codec = Codec('bytes', 32)
+    made = shards.prepared('shakespeare', Codec(), str(tmp_path / 'other.txt'), 'input')
+    assert text(made, Codec(), 'train').startswith(b'another text')
+    new = shards.prepared('shakespeare', codec)
+    assert 'with --input=book.txt --split=0.2, as before' in capfd.readouterr().out and new.name == 'shards-bytes-32'
+    assert text(new, codec, 'train').startswith(b'my own book') and len(text(new, codec, 'val')) == pytest.approx(.2 * 12 * 99, abs=2)
+
+def test_a_file_for_a_data_set_that_is_not_in_the_mixture():
+    with pytest.raises(ValueError, match='input=x.txt: it is for --dataset=shakespeare, this run has scenes'):
+        shards.codec_and_folders(['scenes'], 'bytes', 64, dict(shakespeare=('x.txt', 'input'), speech=('', 'fsdd')))
 
 # -----------------------------------------------------------------------------
 # damaged files, wrong flags

@@ -415,6 +415,17 @@ def test_the_packed_gradient_is_autograds(micro):
     assert np.isnan(seen[~drawn]).all()
 
 
+def test_interleaved_stages_get_microbatches_in_groups():
+    """Empty rows make their number a multiple of `times`, on every dp rank; nothing else changes."""
+    rolls, _ = rollouts()
+    for micro, n in ((1, 4), (2, 2), (8, 1)):
+        a, b = (pack(rolls, T, micro, solo_mesh(), codec, 0, k) for k in (1, 3))
+        assert len(a) == n and len(b) == n + -n % 3
+        for (x, i), (y, j) in zip(a, b):
+            assert np.array_equal(i, j) and all(torch.equal(x[k], y[k]) for k in x)
+        assert all((i < 0).all() for _, i in b[n:])
+
+
 def test_inserted_tokens_at_the_end_may_be_anything():
     """Nothing follows them, so they are no context, only targets; a mutant that learns from them is caught here."""
     rolls, A = rollouts()
@@ -637,6 +648,13 @@ def test_stopped_and_resumed_is_bit_equal(machine, warm, whole, tmp_path):  # no
     assert records(tmp_path) == records(whole[0])
 
 
+def test_levels_may_be_added_when_a_run_goes_on(machine, warm, tmp_path):  # noqa: F811
+    for flags in (['--max_steps=1'], ['--max_steps=2', '--more=3', '--more_at=1']):
+        r, = go(machine, warm, tmp_path, *MORE, *flags)
+        assert r.code == 0, r.err
+    assert set([r for r in records(tmp_path) if 'rates' in r][-1]['rates']) > {'3'}
+
+
 @pytest.mark.parametrize('flags', ['--dp=2 --tp=2', '--pp=2', '--dp=2 --zero=3'])
 def test_ranks_give_what_one_process_gives(machine, warm, whole, tmp_path, flags):  # noqa: F811
     """The same rollouts, rewards, updates and weights."""
@@ -697,5 +715,8 @@ def test_what_is_wrong_is_one_line(machine, warm, tmp_path):  # noqa: F811
     one_line(run('--loss=ppo'), 'loss=ppo', 'gspo')
     one_line(run(f'--init_from={tmp_path}/none'), 'init_from', 'sft_signs')
     one_line(run('--group=1'), 'group=1')
+    one_line(run('--clip=-1'), 'clip=-1')
+    one_line(run('--beta2=1'), 'beta2=1', 'less than 1')
+    one_line(run('--pp_schedule=nosuch'), 'nosuch', '1f1b')
     one_line(run('--block_size=32'), 'block_size=32', 'max_new=40')
     one_line(go(machine, warm, warm, '--max_steps=2')[0], 'another run')

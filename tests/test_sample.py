@@ -27,7 +27,7 @@ from toy import codec
 
 sp, L, V = codec.sp, codec.loc0, codec.n_vocab
 TINY = dict(vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False, norm_eps=.01,
-            token_shift=True)
+            token_shift=True, audio_velocity=True)
 INF = float('inf')
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -368,6 +368,28 @@ def test_insertions_are_read_and_the_row_goes_on():
             want = plain(model, cut(o['doc'], n0 + start), i, max_new=end - start)
             assert o['doc']['ids'][n0 + start:n0 + end].tolist() == want['ids']
             np.testing.assert_allclose(o['logp'][start:end], want['logp'], atol=5e-6)
+
+
+def test_insertions_after_a_loc_token_that_was_said():
+    """Its coordinates go with it into the feed, and are not left for what is said next; rows above those that decode have some, too."""
+    model = muse(stop=.5)
+    at = [L + 3, L + 9]
+    model.head.data[at] *= 20
+    seen = []
+    def on_stop(row):
+        if row.ids[-1] in at and len(seen) < 8:
+            seen.append((row, len(row.ids)))
+            return [('text', 'so')]
+    engine = Engine(model, codec, rows=3, max_patches=6, flow_steps=3, on_stop=on_stop)
+    rows = [engine.add(p, index=i, seed=1, max_new=20, stop=at) for i, p in enumerate(prompts())]
+    engine.run()
+    assert len(seen) >= 6 and not engine.rc and not engine.x
+    for i, r in enumerate(rows):
+        o, n0, mine = r.result, len(r.prompt['ids']), [n for row, n in seen if row is r]
+        for n, then in zip(mine, [*mine[1:], len(o['logp'])]):
+            want = plain(model, cut(o['doc'], n0 + n + 2), i, max_new=then - n - 2) if then > n + 2 else dict(ids=[], logp=[])
+            assert o['doc']['ids'][n0 + n + 2:n0 + then].tolist() == want['ids']
+            np.testing.assert_allclose(o['logp'][n + 2:then], want['logp'], atol=5e-6)
 
 
 def test_a_row_waits_for_its_agents():

@@ -756,7 +756,9 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--n_head=0', 'n_head'), ('--n_expert=4 --top_k=0', 'top_k'), ('--lr=0', 'lr'), ('--log_every=0', 'log_every'),
          ('--flow_width=0', 'flow_width'), ('--seed=-1', 'seed'), ('--device=gpu', 'device'), ('--device=cuda', 'device'),
          ('--graph=true', 'graph', 'one GPU'), ('--recompute=2.0', 'recompute'), ('--muon_steps=2', '3 to 5'),
-         ('--workers=-1', 'workers'),
+         ('--workers=-1', 'workers'), ('--clip=-1', 'clip=-1'), ('--beta1=1', 'beta1=1.0', 'less than 1'), ('--depth=-2', 'depth=-2'),
+         ('--ff=-4', 'ff=-4'), ('--n_kv_head=-1', 'n_kv_head=-1'), ('--rope_base=0', 'rope_base'), ('--norm_eps=-1', 'norm_eps'),
+         ('--input=small.txt', 'input=small.txt', '--dataset=shakespeare'), ('--fsdd=small.txt', 'fsdd=small.txt', '--dataset=speech'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
          ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'),
          ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]

@@ -133,7 +133,7 @@ def documents(items, codec, copies, digit_copies, seed, train=True, strings=0):
             frames = mel(vary(it['wave'], rng) if train and c else it['wave'])
             heard = ('audio', frames, int(train and rng.random() < .1))
             yield [*turn(heard, ('text', 'transcribe', 0)), ('text', it['name']), eot]
-            if c % (3 if is_digit else 2) == 0:       # said as recorded, not as varied
+            if c % (3 if is_digit else 2) == 0 and not it['kind'].endswith('digits'):     # said as recorded; strings are only heard
                 who = f" as {it['speaker']}" if is_digit and c % 2 else ''
                 prompt = [] if train and rng.random() < .1 else [('text', f"say{who}: {it['name']}", 0)]
                 yield [*turn(*prompt), ('audio', mel(it['wave'])), eot]

@@ -116,7 +116,8 @@ DESIGNS = {
     'only pictures learned': (['--audio_weight=0'], [NO_TEXT]),
     'only sound learned': (['--image_weight=0'], [NO_TEXT]),
 }
-LEARNED = {'waveform frames': ('text', 'point', 'hear', 'picture', 'draw', 'play'),    # what can be compared
+# what can be compared; of a waveform there are more frames, and each is announced by an id
+LEARNED = {'waveform frames': ('point', 'hear', 'picture', 'draw', 'play'),
            'only text learned': ('text', 'point', 'hear'), 'only pictures learned': ('picture', 'draw'),
            'only sound learned': ('sound', 'play')}
 NO_DECODER = ('an MLP for each modality', 'the same, 4, 2, 2 for each modality')         # sample.py does not know them
@@ -148,12 +149,13 @@ def measure(checkpoint):
         o, h = net.losses(x, b), net.norm(x).flatten(0, 1)
         real = b['txt_w'] > 0
         i, y, each = b['txt_i'][real] // T, b['txt_y'][real], o['txt_each'][real]
-        heard, drawn = torch.zeros(2, len(rows), dtype=torch.bool)
-        heard[b['xin_aud_i'] // T] = (b['ids'] == codec.sp['aud']).any(1)[b['xin_aud_i'] // T]
+        drawn, played = torch.zeros(2, len(rows), dtype=torch.bool)
         drawn[b['img_i'][b['img_w'] > 0] // T] = True                  # their height and width are loc tokens, too
+        played[b['aud_i'][b['aud_w'] > 0] // T] = True
+        heard = (b['ids'] == codec.sp['aud']).any(1) & ~played
         add('text', each)
         add('point', each[(y >= codec.loc0) & ~drawn[i]])
-        add('hear', each[heard[i] & (y != codec.sp['eoa'])])
+        add('hear', each[heard[i]])
         for name, kind, head in (('picture', 'img', net.image_out), ('sound', 'aud', net.audio_out)):
             if head is not None and (w := b[f'{kind}_w'] > 0).any():
                 at_, y = b[f'{kind}_i'][w], b[f'{kind}_y'][w]
@@ -220,6 +222,7 @@ for (k, s), f in wait.items():                                         # as they
     print(f'{k:36}{s:4d}' + ''.join(f'{r[c]:17.{d}f}' if c in r else f'{"-":>17}' for c, d in COLUMNS.items()), flush=True)
 done = {k: [wait[k, s].result() for s in range(1, seeds + 1)] for k in chosen}
 base, ok, table_ = done['default'], True, {}
+COLUMNS = {c: d for c, d in COLUMNS.items() if c in base[0]}
 error = {c: stdev(r[c] for r in base) * (2 / seeds) ** 0.5 if seeds > 1 else float('inf') for c in COLUMNS}
 print('\nmean over seeds; ! beyond two standard errors of a difference, which are last')
 for k, runs in done.items():

@@ -116,9 +116,9 @@ def keep(data, skill, ps, results):
                 extra.append(dict(data=data, skill=f'draw {word}', score=100 * np.mean(some), blind=None, chance=3. if n == 1 else 0.,
                                   cases=len(some)))
     if 'known' in ps[0]:
-        judged[skill] = 100 * digits.judge_alone(shards()['digits'])
+        judged[data, skill] = 100 * digits.judge_alone(shards()['digits'])
     if 'after' in ps[0]:
-        judged[skill] = 100 * np.mean([objects.verify(p, dict(images=[p['after']])) for p in ps])
+        judged[data, skill] = 100 * np.mean([objects.verify(p, dict(images=[p['after']])) for p in ps])
 
 def shards():
     """-> {data set: its shards}, of those that were prepared; speech made from --fsdd lies in a folder named after that file."""
@@ -138,8 +138,10 @@ if train:
 try:
     net, codec, meta = load_model(checkpoint)
     control = load_model(direct)[:2] if direct else ()
+    if 'dataset' not in meta['config']:
+        raise ValueError(f'{checkpoint} is of rl.py, which has problems of its own: choose one of train.py')
 except ValueError as e:
-    sys.exit(f'skills.py: {e}, or --train')
+    sys.exit(f'skills.py: {e}')
 folder, chosen = Path(out or Path(checkpoint) / 'sheets'), [k for k in only.split(',') if k]
 extra, judged, rows = [], {}, []
 print(f'{checkpoint}, step {meta["step"]}; {cases} cases of each skill')
@@ -153,7 +155,7 @@ for row in table(net, codec, shards(), cases, lambda line: None, keep, chosen):
         shape = 'exact' if r['skill'].startswith('draw ') else shape
         number = lambda v: f'{v:7.1f}%' if v is not None else '       -'
         print(f'{r["data"]:8s} {r["skill"]:16s} {shape:15s} {number(r["score"])} {number(r["blind"])} {number(r["chance"])} '
-              f'{r["cases"]:6d}{number(judged.get(r["skill"]))} {number(target)} '
+              f'{r["cases"]:6d}{number(judged.get((r["data"], r["skill"])))} {number(target)} '
               f'{"" if target is None else "reached" if r["reached"] else "no"}', flush=True)
     extra.clear()
 

@@ -35,7 +35,7 @@ cases = 200
 side = ''            # ours or theirs: this process is that one; in a copy of the tree
 out = ''             # of ours: the checkpoint
 configure(globals())
-ROWS, T = 20, 192
+ROWS, T, path = 20, 192, path and str(Path(path).resolve())
 
 
 def learned(s, d, codec):

@@ -2,7 +2,7 @@
 The design of inputs, heads, positions and weights, settled by numbers: the default job, smaller (width 128) and shorter, one thing changed
 at a time.
 
-    python tests/bench/design.py                     15 designs, three seeds: X hours of one core, two runs at a time
+    python tests/bench/design.py                     16 designs, three seeds: 3 hours of one core, two runs at a time
     python tests/bench/design.py --only=1-D,bins     the default and some of them; --seeds=1
 
 Each run is train.py in a copy of the tree where a few lines are others (DESIGNS), one thread, the same rows: equal positions; CPU s says
@@ -39,7 +39,7 @@ SHORT = ['--n_embd=128', '--flow_width=128', '--flow_draws=2', '--skills=0', '--
          '--init_from=scratch']
 EXPERTS = ['--n_expert=8', '--expert_ff=170', '--shared_ff=172']       # three of them are as large as the dense MLP
 MODEL, MEDIA, LOADER = 'model.py', 'data/media.py', 'data/loader.py'
-X_OUT = 'return F.linear(h, self.x_out).to(t.dtype)'
+X_OUT = 'return xt + (1 - t[..., None]) * y if self.velocity else y'
 NOISE = 'xt = t[..., None] * x1 + (1 - t[..., None]) * e\n'
 ERROR = ('err = (self.denoise(xt, t, self.cond(h)) - x1).square().mean(-1)         # (N, R)\n'
          '        err = (err / (1 - t).clamp(min=0.05).square()).mean(-1)')
@@ -64,14 +64,15 @@ DESIGNS = {
          '            x = F.gelu(F.conv2d(x, w.view(len(w), -1, 3, 3), stride=2, padding=1))\n'
          '        return x.flatten(1)\n\n'
          '    def context(self, b, dtype):')]),
-    'velocity': ([], [(MODEL, X_OUT, 'return xt + (1 - t[..., None]) * F.linear(h, self.x_out).to(t.dtype)')]),
-    'regression': ([], [
+    'the frame, not its velocity': (['--audio_velocity=false'], []),
+    "the patch's velocity": ([], [(MODEL, X_OUT, 'return xt + (1 - t[..., None]) * y')]),
+    'regression': (['--audio_velocity=false'], [
         (MODEL, NOISE, 'xt, t = torch.ones_like(x1), torch.zeros_like(t[:, :1])\n'),
         (MODEL, SAMPLE, 'x, c, steps = torch.ones_like(e[:, None, :self.d]), self.cond(h), 1\n')]),
     '32 bins': ([], [                                                  # a softmax for each number, on their own
         (MODEL, 'self.x_out = param(mesh, d, W, std=zero, kind=\'head\')',
          'self.x_out, self.top = param(mesh, 32 * d, W, std=zero, kind=\'head\'), 1 if d == D else 4'),
-        (MODEL, X_OUT, 'return F.linear(h, self.x_out).to(t.dtype).unflatten(-1, (self.d, 32))'),
+        (MODEL, X_OUT, 'return y.unflatten(-1, (self.d, 32))'),
         (MODEL, NOISE, 'xt, t = torch.ones_like(x1), torch.zeros_like(t[:, :1])\n'),
         (MODEL, ERROR, 'at = ((x1[:, 0] / self.top + 1) * 16).long().clamp(0, 31)                # (N, d)\n'
                        '        p = self.denoise(xt, t, self.cond(h))[:, 0].transpose(1, 2)              # (N, 32, d)\n'

@@ -45,8 +45,11 @@ def _child(work, k, pipe, ends):
 
 
 def _read(end):
-    """What a worker sent; its exception is raised here."""
-    got = end.recv()
+    """What a worker sent; its exception is raised here. EOFError: it died, perhaps in the middle of a message."""
+    try:
+        got = end.recv()
+    except OSError:
+        raise EOFError from None
     if isinstance(got, Exception):
         raise got
     return got
@@ -61,7 +64,7 @@ def made(document, n, workers):
         try:
             for b in range(-(-n // 50)):
                 yield from _read(ends[b % workers])
-        except (EOFError, ConnectionError):              # the latter: in the middle of a block
+        except EOFError:
             raise BadInput('a worker process died, for want of memory perhaps: try --workers=1') from None
 
 

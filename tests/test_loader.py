@@ -3,6 +3,7 @@ import json
 import multiprocessing.connection
 import os
 import select
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from data.collate import collate
 from data.loader import eval_batches, pack_eval, pack_train, train_batches
 from data.media import FRAME_D, BadInput
 from data.shards import open_shards, shard_dir, write_shards
-from data.workers import ahead, made
+from data.workers import _read, ahead, made
 from parallel import zigzag
 from toy import codec
 
@@ -284,6 +285,15 @@ def test_processes_make_what_the_thread_makes(sets):
             assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
     want.close(), got.close()
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message():
+    """What it began to send is no message, and the error says that it died, not what the pipe thinks of it."""
+    end, pipe = multiprocessing.Pipe()
+    os.write(pipe.fileno(), struct.pack('!i', 100) + b'x' * 10)
+    pipe.close()
+    with pytest.raises(EOFError):
+        _read(end)
 
 
 def test_errors_of_the_processes_reach_the_reader(sets):

@@ -113,6 +113,17 @@ def mixture(text):
     return names, weights
 
 
+def asked_before(folder):
+    """What the user gave to the prepare.py of a data set when they last ran it, for whatever tokenizer -> flags, folder that they were in."""
+    for p in sorted(folder.glob('shards-*/meta.json'), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            meta = json.loads(p.read_text())
+            return meta['flags'], meta['cwd']
+        except (OSError, ValueError, KeyError, TypeError):           # damaged, or made by train.py
+            continue
+    return [], None
+
+
 def prepared(name, codec, file='', flag='', make=True):
     """
     The folder of a data set's shards, made by its prepare.py when it is missing (make=False: another rank does). file: a source given by
@@ -126,9 +137,7 @@ def prepared(name, codec, file='', flag='', make=True):
         out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
         flags += [f'--{flag}={p}']
     if make and not (out / 'meta.json').exists():
-        # the user may have prepared it for another tokenizer, from files of their own: the newest such
-        there = sorted(out.parent.glob('shards-*/meta.json'), key=lambda p: p.stat().st_mtime, reverse=True) if not file else []
-        asked, cwd = next(((m['flags'], m['cwd']) for m in (json.loads(p.read_text()) for p in there) if 'flags' in m), ([], None))
+        asked, cwd = ([], None) if file else asked_before(out.parent)
         print(f'preparing data/{name} in {out}' + (f' with {" ".join(asked)}, as before' if asked else ''))
         command = [sys.executable, str(ROOT / name / 'prepare.py'), *asked, *flags, f'--out={out}']
         if subprocess.run(command, env={**os.environ, 'RANK': '0'}, cwd=cwd if asked and Path(cwd).is_dir() else None).returncode:

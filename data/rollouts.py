@@ -81,6 +81,7 @@ def pack(rolls, T, micro, mesh, codec, past=0, times=1):
     Rollouts (doc: encoded prompt and what followed; first: where that begins) -> this rank's microbatches [(batch, where)]. Longest first,
     each into the first row of T positions with room; empty rows make the microbatches full. where: for each text target of the batch the
     number of its token when what followed the prompts is laid end to end; -1: not learned from. Patches and frames are not in the loss.
+    times: microbatches come in such groups (interleaved stages).
     """
     cat = lambda k: np.concatenate([r['doc'][k] for r in rolls])
     at = np.cumsum([[0, 0, 0]] + [[len(r['doc'][k]) for k in ('ids', 'patches', 'frames')] for r in rolls], 0)

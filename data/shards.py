@@ -114,7 +114,7 @@ def mixture(text):
 
 
 def asked_before(folder):
-    """What the user gave to the prepare.py of a data set when they last ran it, for whatever tokenizer -> flags, folder that they were in."""
+    """What the user last gave to the prepare.py of a data set, for whatever tokenizer -> flags, folder that they were in."""
     for p in sorted(folder.glob('shards-*/meta.json'), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             meta = json.loads(p.read_text())

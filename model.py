@@ -540,7 +540,7 @@ def product(x, w, out=None):
 
 def unit(x, eps):
     """RMSNorm of x (..., n) but for the root of n, which the weights behind it hold; eps: a tensor, the root of n norm_eps."""
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype), eps).to(x.dtype)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype).hypot_(eps).to(x.dtype)
 
 
 class Decoder:

@@ -115,7 +115,7 @@ def choose(logits, bias, temperature, u, top_k=None, top_p=None):
     the distribution that was drawn from (greedy: 0).
     """
     warm = temperature > 0
-    z = (logits + bias) / temperature.clamp(min=1e-20).to(logits.dtype)[:, None]       # so cold, the largest alone has a probability
+    z = (logits + bias).div_(temperature.clamp(min=1e-20).to(logits.dtype)[:, None])   # so cold, the largest alone has a probability
     if top_k is not None:
         s = z.sort(-1, descending=True).values
         s = s.masked_fill(torch.arange(s.shape[1], device=s.device) >= top_k[:, None], float('-inf'))
@@ -143,7 +143,7 @@ class Engine:
       stream   stream(row, id), for each new id
     Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
-    def __init__(self, model, codec, *, rows=64, guide=1.0, unprompted=None, flow_steps=20, noise=0.75, max_patches=64, blind=False,
+    def __init__(self, model, codec, *, rows=64, guide=1.0, unprompted=None, flow_steps=20, noise=0.5, max_patches=64, blind=False,
                  on_stop=None, stream=None):
         self.model, self.codec, self.most, self.blind, self.stream = model, codec, rows, blind, stream
         self.on_stop = on_stop or (lambda row: agent_step(self, row))
@@ -370,10 +370,12 @@ class Engine:
         if self.group[0] != rows:                                      # made anew only when other rows choose
             slots, knobs = np.array([r.slots for r in rows]), np.array([r.knobs for r in rows]).T
             top = (knobs[1] < self.codec.n_vocab).any() or (knobs[2] < 1).any()
-            self.group = (rows, slots, np.concatenate([r.key for r in rows]), torch.from_numpy(slots).to(dev),
-                          [*torch.from_numpy(knobs).to(dev)], top)
-        _, slots, keys, at, (temperature, *knobs), top = self.group
+            self.group = [rows, slots, np.concatenate([r.key for r in rows]), torch.from_numpy(slots).to(dev),
+                          [*torch.from_numpy(knobs).to(dev)], top, 0, np.zeros((len(rows), 0))]
+        _, slots, keys, at, (temperature, *knobs), top, begin, us = self.group
         n = self.n[slots[:, 0]]
+        if not 0 <= (n - begin).min() <= (n - begin).max() < us.shape[1]:          # random numbers of the next 64 positions at once
+            self.group[6:] = begin, us = n, uniform(keys[:, None], n[:, None] + np.arange(64), 0)
         out = torch.empty(3, len(rows), dtype=torch.float64, device=dev)
         if m.last:
             h, bias = self.h[at[:, 0]], self.bias[0]
@@ -383,7 +385,8 @@ class Engine:
                     if r.mode in (HEIGHT, WIDTH):
                         bias[b] = float('-inf')
                         bias[b, first:first + r.side(self.max_patches)] = 0
-            u, logits = torch.from_numpy(uniform(keys, n, 0)).to(dev), m.around('heads', m.logits, h, self.dec.laid(len(h))[1])
+            u = torch.from_numpy(us[np.arange(len(n)), n - begin]).to(dev)
+            logits = m.around('heads', m.logits, h, self.dec.laid(len(h))[1])
             out = torch.stack([x.double() for x in choose(logits, bias, temperature, u, *(knobs if top else ()))])
         ids, logp, logq = from_last(out, m.mesh).tolist()              # the one place where the host waits for the device
         ids = [(sp['img'] if r.todo else sp['eoi']) if r.mode == PICTURE else int(i) for r, i in zip(rows, ids)]
@@ -533,7 +536,7 @@ if __name__ == '__main__':
     top_p = 1.0
     guide = 1.5                # classifier-free guidance of pictures and sounds; 1: off
     flow_steps = 20            # Euler steps per patch or frame
-    noise = 0.75               # scale of its initial noise
+    noise = 0.5                # scale of its initial noise
     seed = 1337
     agents = 0                 # so many think about each question at once, and one reads their reports and answers; 0: off
     think = 128                # positions of an agent's thought

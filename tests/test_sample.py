@@ -106,7 +106,7 @@ def legal_ids(state, max_patches):
     return [i for i in range(V) if i not in [sp[k] for k in ('img', 'eoi', 'aud', 'eoa', 'pad')]]
 
 
-def plain(model, doc, index=0, *, max_new=14, temperature=1.0, top_k=0, top_p=1.0, seed=1, max_patches=6, flow_steps=3, noise=0.75,
+def plain(model, doc, index=0, *, max_new=14, temperature=1.0, top_k=0, top_p=1.0, seed=1, max_patches=6, flow_steps=3, noise=0.5,
           guide=1.0, unprompted=None):
     """The slow loop -> dict(ids with <eot>, logp, logq, doc)."""
     tail = 0

@@ -200,7 +200,7 @@ def test_documents_literally():
         name = r'(circle|square|triangle|cross|ring|\d)'
         turn = r'<user>[^<]+(<point><\d+><\d+>)?<assistant>([^<]+|<point>(<\d+>){2}|<box>(<\d+>){4})<eot>'
         forms = dict(ask=rf'<boi><\d+><\d+><I><eoi>({turn}){{1,7}}',
-                     draw=rf'<user>(draw: a \w+ {name}( and a \w+ {name})?)?<assistant><boi><4><4><I><eoi><eot>',
+                     draw=rf'<user>(draw: a (\w+ )?{name}( and a (\w+ )?{name})?)?<assistant><boi><4><4><I><eoi><eot>',
                      notes=r'<user><boa><A><eoa>notes\?<assistant>[A-G]( [A-G]){0,3}<eot>',
                      play=r'<user>(play: [A-G]( [A-G]){0,3})?<assistant><boa><A><eoa><eot>')
         kind = [k for k, f in forms.items() if re.fullmatch(f, text)]
@@ -270,8 +270,9 @@ def test_held_out_combinations_never_in_training():
 def test_nameless_colours_are_far_from_the_named_and_only_a_shape_is_said_of_them():
     rng, kinds = random.Random(0), set()
     for _ in range(300):
-        sc = S.scene(rng, p_nameless=.5)
-        for o in sc.objs:
+        sc, drawn = S.scene(rng, p_nameless=.5), S.poster(rng, p_nameless=.5)
+        assert S.describe(drawn.objs) == ' and '.join(f'a {o.colour} {o.kind}' if o in S.named(drawn) else f'a {o.kind}' for o in drawn.objs)
+        for sc, o in [(x, o) for x in (drawn, sc) for o in x.objs]:
             if o.colour not in S.PALETTE:
                 far = [np.linalg.norm(np.subtract(o.colour, c)) for c in [*S.PALETTE.values(), [S.WHITE] * 3, [S.BLACK] * 3, [S.GREY] * 3]]
                 assert min(far) > 80 and abs(sc.img[o.y:o.y + o.h, o.x:o.x + o.w].astype(int) - o.colour).max(-1).min() <= 8

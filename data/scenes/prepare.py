@@ -33,7 +33,7 @@ n_val = 1500
 seed = 0
 workers = 2  # processes
 p_nameless = .15  # share of objects in colours that no word names: asked for by shape alone, which is learned apart from colour
-p_draw, p_chart, p_notes, p_play = .12, .09, .05, .08  # shares of the kinds of documents; the rest is ask
+p_draw, p_chart, p_notes, p_play = .2, .09, .05, .08  # shares of the kinds of documents; the rest is ask
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/scenes/shards-TOKENIZER
@@ -63,9 +63,10 @@ def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play))
     """-> document i of split 'train' or 'val': a list of segments."""
     rng = random.Random(f'{seed}/{split}/{i}')
     held, eot, rarely = split == 'val' and i % 2 == 0, ('ids', [codec.sp['eot']]), lambda: int(rng.random() < .1)
+    nameless = 0 if held else p_nameless
     kind = rng.choices(['draw', 'chart', 'notes', 'play', 'ask'], [*shares, 1 - sum(shares)])[0]
     if kind == 'draw':
-        sc = S.poster(rng, held)
+        sc = S.poster(rng, held, nameless)
         return [*ask(codec, [] if rarely() else ['draw: ' + S.describe(sc.objs)]), ('image', sc.img), eot]
     if kind in ('notes', 'play'):
         notes = S.melody(rng, held, (3, 4) if held else (1, 2, 3, 3, 3, 4, 4, 4))
@@ -73,7 +74,7 @@ def document(i, split, codec, seed=0, shares=(p_draw, p_chart, p_notes, p_play))
         if kind == 'notes':
             return [*ask(codec, ['notes?'], inner=[('audio', sound, rarely())]), ('text', text), eot]
         return [*ask(codec, [] if rarely() else ['play: ' + text]), ('audio', sound), eot]
-    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, p_nameless=0 if held else p_nameless)
+    sc = S.chart(rng, held) if kind == 'chart' else S.scene(rng, held, p_nameless=nameless)
     if kind == 'chart':                                                 # up to 3 different questions
         pairs = {tuple(q): (q, a) for q, a, _ in (S.bars(rng, sc, codec) for _ in range(3))}.values()
     else:

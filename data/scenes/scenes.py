@@ -70,6 +70,10 @@ def nameless(rng):
         if all(sum((a - b) ** 2 for a, b in zip(rgb, c)) > 80 ** 2 for c in (*PALETTE.values(), *((g,) * 3 for g in (WHITE, BLACK, GREY)))):
             return rgb
 
+def without_names(rng, what, p):
+    """[(colour, kind)] -> the same, a share p of them in colours that no word names."""
+    return [(nameless(rng) if rng.random() < p else c, k) for c, k in what] if p else what
+
 def scene(rng, held=False, n=0, p_nameless=0):
     """n objects (0: one to three) apart from each other -> Scene; held: one of them is a held-out combination, else
     none is. In 30% of the scenes two share their colour, otherwise all differ. p_nameless: share of objects without a named one."""
@@ -80,8 +84,7 @@ def scene(rng, held=False, n=0, p_nameless=0):
         new = pick(rng, held and not what, .12, what[0][0] if again else None)
         if new not in what and (again or new[0] not in [c for c, _ in what]):
             what.append(new)
-    if p_nameless:
-        what = [(nameless(rng) if rng.random() < p_nameless else c, k) for c, k in what]
+    what = without_names(rng, what, p_nameless)
     while len(objs) < n:                                                # all anew if one finds no room
         objs = []
         for colour, kind in what:
@@ -94,13 +97,13 @@ def scene(rng, held=False, n=0, p_nameless=0):
     rng.shuffle(objs)
     return Scene(paint(rng, (H, W), rng.choice([WHITE, WHITE, BLACK, GREY]), objs), objs)
 
-def poster(rng, held=False):
-    """The picture of a `draw` document: on white 32x32, one large object in the middle or two side by side -> Scene."""
-    n, what, objs = 1 + (rng.random() < .25), [pick(rng, held, .1)], []
+def poster(rng, held=False, p_nameless=0):
+    """The picture of a `draw` document: on white 32x32, one large object in the middle or two side by side -> Scene. See scene()."""
+    n, what, objs = 1 + (rng.random() < .4), [pick(rng, held, .1)], []
     while len(what) < n:
         what += [new for new in [pick(rng, False, .1)] if new[0] != what[0][0]]
     rng.shuffle(what)
-    for i, (colour, kind) in enumerate(what):
+    for i, (colour, kind) in enumerate(without_names(rng, what, p_nameless)):
         s = rng.randint(14, 18) if n == 1 else rng.randint(10, 13)
         w, h = (s, s) if kind in SHAPES else (9, 15)
         cx, cy = 16 + rng.randint(-2, 2) if n == 1 else 8 + 16 * i, 16 + rng.randint(-2, 2)
@@ -144,8 +147,8 @@ def named(sc):
     return [o for o in sc.objs if o.colour in PALETTE]
 
 def describe(objs):
-    """'a red circle, a blue 3 and a pink ring', in the order given (canonical: from left to right)."""
-    names = [f'a {o.colour} {o.kind}' for o in objs]
+    """'a red circle, a blue 3 and a ring', in the order given (canonical: from left to right); the ring's colour has no name."""
+    names = [f'a {o.colour} {o.kind}' if o.colour in PALETTE else f'a {o.kind}' for o in objs]
     return ' and '.join([', '.join(names[:-1])] * (len(names) > 1) + names[-1:])
 
 def refer(rng, sc, o, short=.5):

@@ -130,10 +130,10 @@ steps, scale = settings(DENSE)[0], scale * (10 if long else 1)
 scaled = lambda n: max(1, round(n * scale))
 
 # what a step of each costs; and the data sets are made before two processes want them
-per_step = {}
-for name, config in (('dense', DENSE), *((t, c) for t, (c, _) in TRACKS.items()), ('dense + tables', WITH_TABLES)):
-    for corpus in corpora if name == 'dense' else corpora[-1:]:
-        per_step[name] = train(config, corpus, 1, 1)['flops']
+for corpus in corpora:
+    per_step = {'dense': train(DENSE, corpus, 1, 1)['flops']}
+others = {**{t: c for t, (c, _) in TRACKS.items()}, 'dense + tables': WITH_TABLES}
+per_step.update(zip(others, pool.map(lambda config: train(config, corpora[-1], 1, 1)['flops'], others.values())))
 budget = per_step['dense'] * scaled(steps)
 steps_for = lambda name, share: max(2, round(budget * share / per_step[name]))
 print(f'budget: {budget:.2e} operations, {scaled(steps)} steps of the dense baseline', flush=True)

@@ -31,8 +31,7 @@ from parallel import add_messages, all_reduce, forward_backward, keep_pages, mak
 
 # -------- files
 out_dir = 'out-scenes'     # checkpoints, metrics.jsonl
-init_from = 'auto'         # auto: go on from out_dir if it has a checkpoint; scratch; a checkpoint's folder: its weights, a new run;
-                           # hf:FOLDER: a Llama with config.json and *.safetensors (data/llama.py)
+init_from = 'auto'         # auto: go on from out_dir; scratch; a checkpoint: its weights, a new run; hf:FOLDER: a Llama (data/llama.py)
 log_every = 20             # steps
 eval_every = 0             # steps; 0: only at the end
 eval_docs = 400            # documents of each validation split; 0: all
@@ -71,9 +70,10 @@ softcap = 15.0             # logits = c tanh(logits / c); 0: off
 z_loss = 1e-4
 image = True               # patches in and out
 audio = True               # frames in and out
-flow_width = 192           # of the flow-matching heads
+flow_width = 192           # of the heads of patches and frames
 flow_depth = 3
-flow_draws = 4             # noise draws per patch or frame and step
+bins = 32                  # each of their numbers is one of so many, by a softmax; 0: flow matching
+flow_draws = 4             # of that: noise draws per patch or frame and step
 audio_velocity = True      # the head of frames says the velocity, that of patches the patch
 n_expert = 0               # experts of a MoE layer; 0: dense
 top_k = 2
@@ -334,9 +334,9 @@ def lr_at(s):
         return lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * min(1, x)))
     return lr_end + (1 - lr_end) * min(1.0, (1 - x) / max(1 - decay_from, 1e-9))
 
-size = dict(micro=micro, T=block_size, draws=flow_draws, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank,
+draws, shape = 0 if cfg.bins else flow_draws, (micro, block_size // cp // (tp if mesh.sp else 1), n_embd)     # shape: from stage to stage
+size = dict(micro=micro, T=block_size, draws=draws, dp=mesh.dp.size, dp_rank=mesh.dp.rank, cp=mesh.cp.size, cp_rank=mesh.cp.rank,
             past=cfg.past)
-shape = micro, block_size // cp // (tp if mesh.sp else 1), n_embd                  # of hidden states, from stage to stage
 batches = lambda: train_batches(train_sets, weights, codec, seed=seed, step=step + shift, rows=rows, workers=workers * (device != 'cpu'),
                                 **size)
 validate = lambda blind=False: evaluate(models, mesh, val_sets, codec, compute, device, blind, limit=eval_docs, **size)
@@ -377,7 +377,7 @@ while step < max_steps:
         for k, c, w in zip(('txt', 'img', 'aud'), counts, (1.0, image_weight, audio_weight)):
             b[f'{k}_w'] *= w / max(c, 1)           # the loss is a plain sum of terms over the *global* count of their modality
         flops += 3 * count_flops(cfg, b['ids'].numel(), len(b['txt_i']), len(b['img_i']), len(b['aud_i']), b['ids'].numel() * block_size,
-                                 flow_draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
+                                 draws, len(b['xin_img_i']), len(b['xin_aud_i']), len(b['rc_i'])) / (tp * pp)
     spent_flops += (flops - before) * mesh.world.size + update
     opt.start(len(micros))
     losses = [run_graph(b) for b in micros] if graph else forward_backward(models, micros, mesh, todo, shape, compute, device)

@@ -35,18 +35,25 @@ ADD = 10             # bytes moved per parameter when a gradient is added in flo
 BLOCKS = 'dense', 'moe'
 
 
+def head(cfg, d, tp=1):
+    """Parameters of the head of payloads of d numbers, on one of tp ranks."""
+    C, W, mlp = cfg.n_embd, cfg.flow_width, 2 * cfg.flow_depth * cfg.flow_width ** 2 // tp
+    if cfg.bins:
+        return W * C + mlp + -(-d // tp) * cfg.bins * W
+    return W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + mlp
+
+
 def count_params(cfg):
     """Parameters by part, from the formulas; 'active' leaves out the experts that a token does not visit."""
-    C, L, W, kv, tables = cfg.n_embd, cfg.n_layer, cfg.flow_width, cfg.n_kv_head * cfg.hd, max(0, cfg.ngram - 1)
+    C, L, kv, tables = cfg.n_embd, cfg.n_layer, cfg.n_kv_head * cfg.hd, max(0, cfg.ngram - 1)
     n = 2 if cfg.act == 'swiglu' else 1
     n_moe = max(0, L - cfg.dense_layers) if cfg.n_expert else 0
-    flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W
     out = dict(memory=tables * cfg.ngram_rows * C, embed=((1 + cfg.smear) * C + cfg.value_embed * L * kv) * cfg.vocab_size
                + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128,
                attention=L * (2 * C * C + 2 * kv * C + (cfg.hd if cfg.qk_norm else 0)),
                mlp=(L - n_moe) * (n + 1) * C * cfg.ff + n_moe * ((n + 1) * C * cfg.shared_ff + cfg.n_expert * C),
                experts=n_moe * cfg.n_expert * (n + 1) * C * cfg.expert_ff, norms=(2 * L + 1 + cfg.token_shift * (L - n_moe)) * C,
-               heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * flow(D) + cfg.audio * flow(128))
+               heads=(0 if cfg.tie else cfg.vocab_size * C) + cfg.image * head(cfg, D) + cfg.audio * head(cfg, 128))
     out['total'] = sum(out.values())
     out['active'] = out['total'] - n_moe * (cfg.n_expert - cfg.top_k) * (n + 1) * C * cfg.expert_ff - tables * (cfg.ngram_rows - 1) * C
     return out
@@ -63,7 +70,7 @@ def count_flops(cfg, positions, txt, img, aud, attended, draws=4, xin_img=0, xin
     n_moe = max(0, cfg.n_layer - cfg.dense_layers) if cfg.n_expert else 0
     blocks = p['attention'] - cfg.n_layer * (cfg.hd if cfg.qk_norm else 0) + p['mlp'] + n_moe * cfg.top_k * (n + 1) * C * cfg.expert_ff
     n_mod = (3 * cfg.flow_depth + 2) * W
-    flow = lambda d: n_mod * C + draws * (W * 2 * d + 64 * 64 + n_mod * 64 + 2 * cfg.flow_depth * W * W)
+    flow = lambda d: head(cfg, d) if cfg.bins else n_mod * C + draws * (head(cfg, d) - n_mod * C)
     return 2 * (positions * blocks + attended * 2 * C * cfg.n_layer + txt * cfg.vocab_size * C + img * flow(D) * cfg.image
                 + aud * flow(128) * cfg.audio
                 + positions * ((max(0, cfg.ngram - 1) + cfg.smear) * C + cfg.value_embed * cfg.n_layer * cfg.n_kv_head * cfg.hd)
@@ -89,11 +96,13 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     mlp = lambda ff: norm + (1 + cfg.token_shift) * C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
     flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
                                      + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
+    bins = sum(m * (C + (2 * W + 2 * W // tp + 2) * cfg.flow_depth + 2 * W + 2) for m in (img, aud)) if cfg.bins else 0
     out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
     if not layers or layers[0] == 0:
         out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
     if not layers or layers[-1] == cfg.n_layer - 1:
-        out['heads'] = (norm + txt * C + flow) * width + cfg.vocab_size // tp * C * 4
+        made = cfg.vocab_size // tp * C + cfg.bins * W * sum(-(-d // tp) for m, d in ((img, D), (aud, 128)) if m)
+        out['heads'] = (norm + txt * C + (bins or flow)) * width + made * 4                # made: the gradients of weights
     return out
 
 
@@ -117,13 +126,12 @@ def chunks(cfg, l, rank):
 
 def weights(cfg, l, part):
     """Parameters of a part on one rank: those sharded over dp * cp, those of experts. As in optim_zero.make_units, without padding."""
-    C, t, W, g = cfg.n_embd, l['tp'], cfg.flow_width, 3 if cfg.act == 'swiglu' else 2
+    C, t, g = cfg.n_embd, l['tp'], 3 if cfg.act == 'swiglu' else 2
     V = -(-cfg.vocab_size // t) * C
     if part == 'embed':
         return (1 + cfg.smear) * V + cfg.image * C * (D + 4 * (2 * N_FREQ + 1)) + cfg.audio * C * 128, 0
     if part == 'heads':                                            # of several stages the last holds a copy of a tied embedding
-        flow = lambda d: W * 2 * d + 64 * 64 + (3 * cfg.flow_depth + 2) * W * (64 + C) + 2 * cfg.flow_depth * W * W // t
-        return C + (V if not cfg.tie or l['pp'] > 1 else 0) + cfg.image * flow(D) + cfg.audio * flow(128), 0
+        return C + (V if not cfg.tie or l['pp'] > 1 else 0) + cfg.image * head(cfg, D, t) + cfg.audio * head(cfg, 128, t), 0
     kv = max(cfg.n_kv_head // t, 1) * cfg.hd
     attention = 2 * C * C // t + (2 * C + cfg.value_embed * cfg.vocab_size) * kv + cfg.qk_norm * cfg.hd + 2 * C
     if part == 'dense':

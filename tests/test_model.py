@@ -14,7 +14,7 @@ import toy
 from data.collate import collate
 from data.loader import pack_train
 from data.plan import count_flops, count_params
-from model import D, Flow, ModelConfig, MoE, Muse, ngrams
+from model import D, Bins, Flow, ModelConfig, MoE, Muse, ngrams
 from parallel import attention, attention_mask, expert_mlp, linear_cross_entropy, solo_mesh
 from toy import codec
 
@@ -647,13 +647,73 @@ def test_expert_load_is_counted_per_modality_without_padding():
     assert torch.equal(layer.load, want)                              # evaluation is not training load
 
 
+# ---------------------------------------------------------------- heads of bins
+
+def bins(d, n, top, dtype=torch.float64):
+    cfg = ModelConfig(**{**TINY, 'flow_depth': 2}, bins=n)
+    m = Bins(cfg, solo_mesh(), d, top)
+    rng = torch.Generator().manual_seed(0)
+    for p in m.parameters():
+        p.data = torch.randn(p.shape, generator=rng) * p.shape[-1] ** -0.5
+    return m.to(dtype)
+
+
+@pytest.mark.parametrize('d, n, top', [(192, 7, 1.0), (128, 32, 4.0), (128, 2, 4.0)])
+def test_bins_loss_and_gradients_are_those_of_cross_entropy(d, n, top):
+    """Over more than one chunk, some weights 0, beside F.cross_entropy and autograd; numbers beyond the ends count as those."""
+    head, rng, N = bins(d, n, top), torch.Generator().manual_seed(1), 700
+    h = torch.randn(N, 32, generator=rng, dtype=torch.float64).requires_grad_()
+    x1, w = 1.5 * top * (2 * torch.rand(N, D, generator=rng) - 1), torch.rand(N, generator=rng, dtype=torch.float64)
+    w[::5] = 0
+    values = torch.linspace(-top, top, n)
+    at = (x1[:, :d, None] - values).abs().argmin(-1)                  # the nearest value
+    z = F.linear(head.hidden(h), head.out.view(d * n, -1)).view(N, d, n)
+    want = F.cross_entropy(z.flatten(0, 1), at.flatten(), reduction='none').view(N, d).mean(1)
+    loss, each = head.loss(h, x1, None, None, w)
+    torch.testing.assert_close(each, want.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, (w * want).sum(), rtol=1e-12, atol=0)
+    every = [h, *head.parameters()]
+    for got, true in zip(torch.autograd.grad(3 * loss, every), torch.autograd.grad(3 * (w * want).sum(), every)):
+        torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-12)
+    none, _ = head.loss(h[:0], x1[:0], None, None, w[:0])
+    assert none.item() == 0 and all((g == 0).all() for g in torch.autograd.grad(none, list(head.parameters())))
+
+
+def test_bins_sample_what_the_softmax_says():
+    """
+    Normal e give each value as often as its probability says; scaled to 0 they give the median; guidance moves the logits away from those
+    without a prompt; what is past d is 0.
+    """
+    head, rng, n = bins(128, 5, 4.0, torch.float32), torch.Generator().manual_seed(2), 20000
+    h, h0 = torch.randn(2, 1, 32, generator=rng)
+    z, z0 = (F.linear(head.hidden(x), head.out.view(640, -1)).view(128, 5) for x in (h, h0))
+    values = torch.linspace(-4, 4, 5)
+    for guide, logits in ((1.0, z), (2.5, z0 + 2.5 * (z - z0))):
+        p = logits.softmax(-1).detach()
+        x = head.sample(h.expand(n, 32), torch.randn(n, D, generator=rng), guide=guide, h0=h0.expand(n, 32))
+        assert x.shape == (n, D) and (x[:, 128:] == 0).all()
+        often = (x[:, :128, None] == values).float().mean(0)          # (128, 5)
+        assert ((often - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-3).all() and torch.allclose(often.sum(-1), torch.ones(128))
+        middle = head.sample(h, torch.zeros(1, D), guide=guide, h0=h0)[0, :128]
+        assert torch.equal(middle, values[(p.cumsum(-1) < .5).sum(-1)])
+    e = torch.full((1, D), 9.0)                                       # far out: the last value, not one past it
+    assert head.sample(h, e)[0, :128].max() <= 4 and head.sample(h, -e)[0, :128].min() >= -4
+
+
+def test_bins_are_refused_where_they_are_no_choice_and_off_without_pictures_and_sound():
+    with pytest.raises(ValueError, match='bins=1: use 0'):
+        ModelConfig(bins=1)
+    assert ModelConfig(bins=32, image=False, audio=False) == ModelConfig(image=False, audio=False)
+    assert not ModelConfig(bins=32, audio_velocity=True).audio_velocity
+
+
 # ---------------------------------------------------------------- counts on paper
 
 CONFIGS = dict(dense=DENSE, experts=EXPERTS, tied=TIED, plain=ModelConfig(), text=ModelConfig(**TINY, image=False, audio=False),
                image=ModelConfig(**{**TINY, 'flow_depth': 3, 'flow_width': 64}, audio=False),
                swiglu=ModelConfig(**{**TINY, 'act': 'swiglu', 'n_layer': 3}, image=False),
                all_experts=ModelConfig(**{**TINY, 'n_layer': 3}, n_expert=4, top_k=3, dense_layers=0),
-               no_experts_yet=ModelConfig(**TINY, n_expert=4, dense_layers=5))
+               no_experts_yet=ModelConfig(**TINY, n_expert=4, dense_layers=5), bins=ModelConfig(**TINY, bins=7))
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -164,7 +164,7 @@ def assert_same(got, want, name=''):
 
 SMALL = dict(seed=1, max_new=14, max_patches=6, flow_steps=3)
 HOW = dict(greedy=dict(temperature=0), seeded=dict(temperature=1.0), filtered=dict(temperature=0.8, top_k=20, top_p=0.9))
-MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=24, shared_ff=16, act='swiglu'),
+MODELS = dict(dense=dict(softcap=15.0), experts=dict(n_expert=4, top_k=2, expert_ff=24, shared_ff=16, act='swiglu', bins=9),
               tied=dict(tie=True, n_kv_head=1, ff=45, qk_norm=False, smear=2, value_embed=True, ngram=4, ngram_rows=101))
 
 

@@ -2,8 +2,8 @@
 The design of inputs, heads, positions and weights, settled by numbers: the default job, smaller (width 128) and shorter, one thing changed
 at a time.
 
-    python tests/bench/design.py                     16 designs, three seeds: 3 hours of one core, two runs at a time
-    python tests/bench/design.py --only=1-D,bins     the default and some of them; --seeds=1
+    python tests/bench/design.py                     18 designs, three seeds: 3 hours of one core, two runs at a time
+    python tests/bench/design.py --only=1-D,flow     the default and some of them; --seeds=1
 
 Each run is train.py in a copy of the tree where a few lines are others (DESIGNS), one thread, the same rows: equal positions; CPU s says
 what they cost. Measured on held-out documents, teacher-forced, in float32:
@@ -11,7 +11,8 @@ what they cost. Measured on held-out documents, teacher-forced, in float32:
     text      nats per text token; `point`: of loc tokens that say points and boxes; `hear`: of what is said of a sound
     picture   energy score of the patches that the heads make behind the true ones: E|s - y| - E|s - s'|/2 over samples s, s' per root of
               the number of values, a proper score of a distribution (Gneiting and Raftery 2007), the same for all heads; sound: of frames
-    draw      per cent of 200 pictures that the rule-based reader finds to be what was asked; play: of melodies, by FFT
+    draw      per cent of 200 pictures in which the rule-based reader finds the asked colours; exact: and shapes, in order; play: of melodies
+              what was asked, by FFT
 
 A difference beyond two standard errors, by the spread of the default's seeds, has an exclamation mark. What a design cannot be compared in
 is left out (LEARNED). The last line is JSON; ok: no design is beyond that better than the default in text without being worse in picture or
@@ -41,8 +42,6 @@ EXPERTS = ['--n_expert=8', '--expert_ff=170', '--shared_ff=172']       # three o
 MODEL, MEDIA, LOADER = 'model.py', 'data/media.py', 'data/loader.py'
 X_OUT = 'return xt + (1 - t[..., None]) * y if self.velocity else y'
 NOISE = 'xt = t[..., None] * x1 + (1 - t[..., None]) * e\n'
-ERROR = ('err = (self.denoise(xt, t, self.cond(h)) - x1).square().mean(-1)         # (N, R)\n'
-         '        err = (err / (1 - t).clamp(min=0.05).square()).mean(-1)')
 SAMPLE = 'x, c = e[:, None, :self.d], self.cond(h)\n'
 COORDS = "F.linear(fourier(b['rc'][r::tp]).to(dt), self.coord_in)"
 NO_COORDS = (MODEL, COORDS, f'0 * {COORDS}')
@@ -64,24 +63,14 @@ DESIGNS = {
          '            x = F.gelu(F.conv2d(x, w.view(len(w), -1, 3, 3), stride=2, padding=1))\n'
          '        return x.flatten(1)\n\n'
          '    def context(self, b, dtype):')]),
-    'the frame, not its velocity': (['--audio_velocity=false'], []),
-    "the patch's velocity": ([], [(MODEL, X_OUT, 'return xt + (1 - t[..., None]) * y')]),
-    'regression': (['--audio_velocity=false'], [
+    '8 bins': (['--bins=8'], []),
+    '128 bins': (['--bins=128'], []),
+    'flow: patches, velocity of frames': (['--bins=0'], []),
+    'flow: patches and frames': (['--bins=0', '--audio_velocity=false'], []),
+    'flow: velocities': (['--bins=0'], [(MODEL, X_OUT, 'return xt + (1 - t[..., None]) * y')]),
+    'regression': (['--bins=0', '--audio_velocity=false'], [
         (MODEL, NOISE, 'xt, t = torch.ones_like(x1), torch.zeros_like(t[:, :1])\n'),
         (MODEL, SAMPLE, 'x, c, steps = torch.ones_like(e[:, None, :self.d]), self.cond(h), 1\n')]),
-    '32 bins': ([], [                                                  # a softmax for each number, on their own
-        (MODEL, 'self.x_out = param(mesh, d, W, std=zero, kind=\'head\')',
-         'self.x_out, self.top = param(mesh, 32 * d, W, std=zero, kind=\'head\'), 1 if d == D else 4'),
-        (MODEL, X_OUT, 'return y.unflatten(-1, (self.d, 32))'),
-        (MODEL, NOISE, 'xt, t = torch.ones_like(x1), torch.zeros_like(t[:, :1])\n'),
-        (MODEL, ERROR, 'at = ((x1[:, 0] / self.top + 1) * 16).long().clamp(0, 31)                # (N, d)\n'
-                       '        p = self.denoise(xt, t, self.cond(h))[:, 0].transpose(1, 2)              # (N, 32, d)\n'
-                       '        err = F.cross_entropy(p, at, reduction="none").mean(-1)'),
-        (MODEL, SAMPLE, 'c, x = self.cond(h), torch.ones_like(e[:, None, :self.d])\n'
-                        '        p = self.denoise(x, 0 * x[..., 0], c)[:, 0].softmax(-1).cumsum(-1)           # (N, d, 32)\n'
-                        '        u = 0.5 + 0.5 * torch.erf(e[:, :self.d, None] * 0.5 ** 0.5)              # uniform\n'
-                        '        x = (((p < u).sum(-1).clamp(max=31) + 0.5) / 16 - 1) * self.top\n'
-                        '        return F.pad(x, (0, D - self.d))\n')]),
     '1-D positions': (['--rope_2d=false'], []),
     'no coordinates': ([], [NO_COORDS]),
     '1-D positions, no coordinates': (['--rope_2d=false'], [NO_COORDS]),
@@ -118,8 +107,8 @@ DESIGNS = {
     'only sound learned': (['--image_weight=0'], [NO_TEXT]),
 }
 # what can be compared; of a waveform there are more frames, and each is announced by an id
-LEARNED = {'waveform frames': ('point', 'hear', 'picture', 'draw', 'play'),
-           'only text learned': ('text', 'point', 'hear'), 'only pictures learned': ('picture', 'draw'),
+LEARNED = {'waveform frames': ('point', 'hear', 'picture', 'draw', 'exact', 'play'),
+           'only text learned': ('text', 'point', 'hear'), 'only pictures learned': ('picture', 'draw', 'exact'),
            'only sound learned': ('sound', 'play')}
 NO_DECODER = ('an MLP for each modality', 'the same, 4, 2, 2 for each modality')         # sample.py does not know them
 
@@ -130,6 +119,7 @@ def measure(checkpoint):
     from data.collate import collate
     from data.loader import to_device
     from data.shards import open_shards, shard_dir
+    from data.scenes.task import judge
     from data.skills import table
     from sample import load_model
     net, codec, _ = load_model(checkpoint)
@@ -165,7 +155,10 @@ def measure(checkpoint):
                 add(name, (dist(one, y) + dist(two, y) - dist(one, two)) / 2)
     out = {k: a / n for k, (a, n) in total.items() if n}
     if cases:
-        for row in table(net, codec, dict(scenes=shard_dir('scenes', codec)), cases, lambda line: None, None, ['draw', 'play']):
+        def keep(_, skill, ps, results):
+            if skill == 'draw':
+                out['exact'] = 100 * mean(judge(p, r).get('exact', 0.0) for p, r in zip(ps, results))
+        for row in table(net, codec, dict(scenes=shard_dir('scenes', codec)), cases, lambda line: None, keep, ['draw', 'play']):
             out[row['skill']] = row['score']
     print(json.dumps(out))
 
@@ -210,7 +203,7 @@ if side:
     measure(side)
     sys.exit()
 
-COLUMNS = dict(text=3, point=3, hear=3, picture=4, sound=4, draw=1, play=1, cpu=0)
+COLUMNS = dict(text=3, point=3, hear=3, picture=4, sound=4, draw=1, exact=1, play=1, cpu=0)
 tmp, pool = tempfile.TemporaryDirectory(), ThreadPoolExecutor(jobs)
 chosen = {k: v for k, v in DESIGNS.items() if k == 'default' or not only or any(o in k for o in only.split(','))}
 trees = {}
@@ -228,7 +221,7 @@ error = {c: stdev(r[c] for r in base) * (2 / seeds) ** 0.5 if seeds > 1 else flo
 print('\nmean over seeds; ! beyond two standard errors of a difference, which are last')
 for k, runs in done.items():
     m = {c: mean(r[c] for r in runs) for c in COLUMNS if c in runs[0]}
-    off = {c: (m[c] - mean(r[c] for r in base)) * (1 if c in ('draw', 'play') else -1) / max(error[c], 1e-9) for c in m}
+    off = {c: (m[c] - mean(r[c] for r in base)) * (1 if c in ('draw', 'exact', 'play') else -1) / max(error[c], 1e-9) for c in m}
     print(f'{k:40}' + ''.join(f'{m[c]:16.{d}f}{"!" if c != "cpu" and abs(off[c]) > 2 else " "}' if c in m else f'{"-":>16} '
                               for c, d in COLUMNS.items()))
     means[k] = {c: round(v, 4) for c, v in m.items()}

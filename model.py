@@ -2,8 +2,9 @@
 One causal transformer for text, image patches and audio frames.
 
 Every position is one text token, one 8x8x3 patch or one frame of log-mel; raw values enter through one linear per modality, and the next
-position is predicted whatever it is: ids by a softmax, patches and frames by a small flow-matching head that is conditioned on the hidden
-state (Li et al. 2024, "Autoregressive Image Generation without Vector Quantization"; x-prediction as in Li and He 2025, "Back to Basics").
+position is predicted whatever it is: ids by a softmax, patches and frames by a softmax for each of their numbers, or by a small
+flow-matching head (Li et al. 2024, "Autoregressive Image Generation without Vector Quantization"; x-prediction as in Li and He 2025, "Back
+to Basics"), both given the hidden state.
 There is no encoder and no bidirectional span, so the KV cache, packing and every parallelism see a plain causal model.
 
 Shapes: B rows, T positions, C = n_embd, nh heads of hd, D = 192 payload. With tensor parallelism heads and hidden units are those of this
@@ -450,9 +451,10 @@ class _BinLoss(torch.autograd.Function):
 
 class Bins(nn.Module):
     """
-    Head that says each of the d numbers of a payload as one of n values, evenly spaced from -top to top, by a softmax of its own; given the
-    hidden state they are independent. At the sizes that were measured it draws far better than Flow, in one step (tests/bench/design.py).
-    With tensor parallelism a rank has d/tp of them.
+    Head that says each of the d numbers of a payload as one of n values, evenly spaced from -top to top, by a softmax of its own (as the
+    channels of a pixel in van den Oord et al. 2016, "Pixel Recurrent Neural Networks", but independent given the hidden state). At the
+    sizes that were measured it draws far better than Flow, and in one step (tests/bench/design.py). With tensor parallelism a rank has d/tp
+    of the numbers.
     """
     def __init__(self, cfg, mesh, d, top):
         super().__init__()

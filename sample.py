@@ -535,8 +535,8 @@ if __name__ == '__main__':
     top_k = 0                  # 0: off
     top_p = 1.0
     guide = 1.5                # classifier-free guidance of pictures and sounds; 1: off
-    flow_steps = 20            # Euler steps per patch or frame
-    noise = 0.5                # scale of its initial noise
+    flow_steps = 20            # Euler steps per patch or frame of a flow head
+    noise = 0.5                # scale of its initial noise; with bins of the choice among them: 0 is the median
     seed = 1337
     agents = 0                 # so many think about each question at once, and one reads their reports and answers; 0: off
     think = 128                # positions of an agent's thought

@@ -11,8 +11,8 @@ what they cost. Measured on held-out documents, teacher-forced, in float32:
     text      nats per text token; `point`: of loc tokens that say points and boxes; `hear`: of what is said of a sound
     picture   energy score of the patches that the heads make behind the true ones: E|s - y| - E|s - s'|/2 over samples s, s' per root of
               the number of values, a proper score of a distribution (Gneiting and Raftery 2007), the same for all heads; sound: of frames
-    draw      per cent of 200 pictures in which the rule-based reader finds the asked colours; exact: and shapes, in order; play: of melodies
-              what was asked, by FFT
+    draw      per cent of 200 pictures in which a rule-based reader finds the asked colours; exact: shapes, too, in order; play: melodies
+              that are what was asked, by FFT
 
 A difference beyond two standard errors, by the spread of the default's seeds, has an exclamation mark. What a design cannot be compared in
 is left out (LEARNED). The last line is JSON; ok: no design is beyond that better than the default in text without being worse in picture or

@@ -59,7 +59,7 @@ class ModelConfig:
 
     def __post_init__(self):
         sizes = dict.fromkeys(('vocab_size', 'n_layer', 'n_head', 'n_embd', 'top_k', 'flow_width', 'rope_base'), 1)
-        for k in ('n_kv_head', 'ff', 'flow_depth', 'n_expert', 'expert_ff', 'shared_ff', 'dense_layers', 'norm_eps', *sizes):
+        for k in ('n_kv_head', 'ff', 'flow_depth', 'bins', 'n_expert', 'expert_ff', 'shared_ff', 'dense_layers', 'norm_eps', *sizes):
             if getattr(self, k) < sizes.get(k, 0):
                 raise ValueError(f'{k}={getattr(self, k)}: it must be at least {sizes.get(k, 0)}')
         self.n_kv_head, self.bins = self.n_kv_head or self.n_head, self.bins * (self.image or self.audio)
@@ -72,7 +72,7 @@ class ModelConfig:
                         (self.n_head % self.n_kv_head == 0, f'n_head={self.n_head} does not divide by n_kv_head={self.n_kv_head}'),
                         (self.ngram != 1 and self.ngram >= 0, f'ngram={self.ngram}: use 0 for no memory, or 2 and more'),
                         (self.smear >= 0, f'smear={self.smear}: use 0 or more'),
-                        (self.bins != 1 and self.bins >= 0, f'bins={self.bins}: use 0 for flow matching, or 2 and more'),
+                        (self.bins != 1, f'bins={self.bins}: use 0 for flow matching, or 2 and more'),
                         (self.ngram_rows > 0, f'ngram_rows={self.ngram_rows}: use 1 or more'),
                         (self.top_k <= max(self.n_expert, 1) or not self.n_expert, f'top_k={self.top_k} exceeds n_expert={self.n_expert}')):
             if not ok:
@@ -435,8 +435,7 @@ class _BinLoss(torch.autograd.Function):
             p, i = F.linear(u[s], weight).to(wide).unflatten(-1, (d, -1)).log_softmax(-1), at[s, :, None]        # (chunk, d, n)
             each[s] = p.gather(2, i).sum((1, 2)) / -numbers
             if grad:
-                by = (w[s] / numbers)[:, None, None].to(wide)
-                p = p.exp_().mul_(by).scatter_add_(2, i, -by.expand(i.shape)).flatten(1).to(u.dtype)
+                p = p.exp_().scatter_add_(2, i, p.new_full(i.shape, -1)).mul_((w[s] / numbers)[:, None, None]).flatten(1).to(u.dtype)
                 torch.mm(p, weight, out=du[s])
                 dw += p.t() @ u[s]
         ctx.save_for_backward(du, dw)
@@ -467,7 +466,7 @@ class Bins(nn.Module):
 
     def weight(self):
         """(d/tp n, W); the parameter has a row for each number, so that tp splits between numbers, as a vocabulary."""
-        return self.out.view(len(self.out) * self.n, -1)
+        return self.out.view(len(self.out) * self.n, len(self.h_in))
 
     def hidden(self, h):
         """h (N, C) -> (N, W), what the softmaxes see."""
@@ -479,7 +478,7 @@ class Bins(nn.Module):
 
     def loss(self, h, x1, e, t, w):
         """As Flow.loss(), in nats per number; e and t are not used."""
-        x = my_slice(x1[:, :self.d], self.mesh.tp, 1)                            # (N, d/tp)
+        x = self.out.spec.local(x1.t()[:self.d]).t()                             # (N, d/tp)
         at = ((x / self.top + 1) * ((self.n - 1) / 2)).round().long().clamp(0, self.n - 1)
         loss, each = _BinLoss.apply(self.hidden(h), self.weight(), at, w, self.d, torch.is_grad_enabled())
         return reduce_from(loss, self.mesh.tp), all_reduce(each, self.mesh.tp)
@@ -492,7 +491,7 @@ class Bins(nn.Module):
         if h0 is not None and guide != 1:
             z0 = logits(h0)
             z = z0 + guide * (z - z0)
-        u = my_slice(torch.special.ndtr(e[:, :self.d].float()), g, 1)
+        u = self.out.spec.local(torch.special.ndtr(e.t()[:self.d].float())).t()
         i = (z.softmax(-1).cumsum(-1) < u[..., None]).sum(-1).clamp(max=self.n - 1)
         x = (i * (2 / (self.n - 1)) - 1) * self.top
         x = all_gather(F.pad(x, (0, -(-self.d // g.size) - x.shape[1])), g, 1)[:, :self.d]
@@ -537,9 +536,9 @@ class Muse(nn.Module):
             self.norm = Norm(mesh, C, mesh.sp, cfg.norm_eps)
             if not cfg.tie:
                 self.head = param(mesh, cfg.vocab_size, C, tp=0, std=0.0 if cfg.zero_init else C ** -0.5, kind='head')
-            head = lambda d, top, *more: Bins(cfg, mesh, d, top) if cfg.bins else Flow(cfg, mesh, d, *more)
-            self.image_out = head(D, 1.0) if cfg.image else None       # pixels lie in [-1, 1]; of frames few numbers are beyond 4
-            self.audio_out = head(128, 4.0, cfg.audio_velocity) if cfg.audio else None
+            # pixels lie in [-1, 1]; of frames few numbers are beyond 4
+            self.image_out = (Bins(cfg, mesh, D, 1.0) if cfg.bins else Flow(cfg, mesh, D)) if cfg.image else None
+            self.audio_out = (Bins(cfg, mesh, 128, 4.0) if cfg.bins else Flow(cfg, mesh, 128, cfg.audio_velocity)) if cfg.audio else None
         init_params(self, seed)
 
     # -------- the three steps of a forward pass

@@ -139,13 +139,13 @@ class Unit:
 
 
 def make_units(model, dtype, mesh, zero):
-    """[(part, unit)]: one per block, one per experts of a layer, one for each embedding, the head and what is left; split by `sums`."""
+    """[(part, unit)]: one per block, one per experts of a layer, for each embedding, the softmaxes of heads, what is left; by `sums`."""
     alone, groups = ('wte', 'before', 'image_in', 'audio_in', 'coord_in', 'head'), {}
-    for name, p in model.named_parameters():   # the head alone: its slices may differ in length, and buffers of other lengths are
+    for name, p in model.named_parameters():   # softmaxes alone: slices may differ in length, and buffers of other lengths are
         part = name.split('.')                 # summed in another order, so that copies in one unit with it would drift apart
         if p.spec.kind == 'table':
             continue
-        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in alone else 'heads'
+        where = '.'.join(part[:2]) if part[0] == 'blocks' else part[0] if part[0] in alone else 'heads' if part[-1] != 'out' else 'head'
         groups.setdefault((where, p.spec.sums), []).append(p)
     return [(where, Unit(f'{where}[{"+".join(sums)}]', ps, dtype, mesh, zero)) for (where, sums), ps in groups.items()]
 
@@ -187,7 +187,7 @@ def gather_around(model, units):
     At stages 1 and 2 they are fetched once a step: publish() has sent for them.
     """
     names = ['embed'] * model.first + [f'blocks.{i}' for i in model.blocks] + ['heads'] * model.last
-    ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', 'wte' if model.cfg.tie else 'head'}}
+    ends = {'embed': {'wte', 'before', 'image_in', 'audio_in', 'coord_in'}, 'heads': {'heads', 'head', *['wte'] * model.cfg.tie}}
     parts = [[u for where, u in units if where in ends.get(n, {n})] for n in names]
     back = [[u for where, u in units if where == n and n != 'embed'] for n in names]       # embeddings, softmax head: no weights are read
 

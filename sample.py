@@ -374,8 +374,8 @@ class Engine:
                           [*torch.from_numpy(knobs).to(dev)], top, 0, np.zeros((len(rows), 0))]
         _, slots, keys, at, (temperature, *knobs), top, begin, us = self.group
         n = self.n[slots[:, 0]]
-        if not 0 <= (n - begin).min() <= (n - begin).max() < us.shape[1]:          # random numbers of the next 64 positions at once
-            self.group[6:] = begin, us = n, uniform(keys[:, None], n[:, None] + np.arange(64), 0)
+        if not 0 <= (n - begin).min() <= (n - begin).max() < us.shape[1]:          # random numbers of some positions at once
+            self.group[6:] = begin, us = n, uniform(keys[:, None], n[:, None] + np.arange(1 + 1024 // len(rows)), 0)
         out = torch.empty(3, len(rows), dtype=torch.float64, device=dev)
         if m.last:
             h, bias = self.h[at[:, 0]], self.bias[0]

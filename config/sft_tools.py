@@ -26,6 +26,7 @@ token_shift = False        # what is measured of them is from before there was o
 smear = 2                  # the two ids before: what comes next is copied by one layer, not by two
 flow_width = 64
 flow_depth = 1
+bins = 0                   # nothing is drawn; what is measured of them is from before there were any
 flow_draws = 1
 max_steps = 2400
 warmup = 50

@@ -14,6 +14,7 @@ dataset = 'shakespeare:1+emoji:1.2+speech:2'
 n_layer = 5
 n_head = 6
 n_embd = 192
+bins = 0                   # what is measured is from before there were any
 block_size = 256
 tokens_per_step = 4096
 micro_rows = 16

@@ -15,7 +15,6 @@ dataset = 'scenes:6+objects:1.2+charts:0.3+visual:0.4+speech:4'
 block_size = 512
 tokens_per_step = 2560
 micro_rows = 5
-flow_draws = 2
 image_weight = 0.3
 max_steps = 4400
 save_every = 200

@@ -101,7 +101,7 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     if not layers or layers[0] == 0:
         out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
     if not layers or layers[-1] == cfg.n_layer - 1:
-        made = cfg.vocab_size // tp * C + cfg.bins * W * sum(-(-d // tp) for m, d in ((img, D), (aud, 128)) if m)
+        made = cfg.vocab_size // tp * C + cfg.bins * W * (cfg.image * -(-D // tp) + cfg.audio * -(-128 // tp))
         out['heads'] = (norm + txt * C + (bins or flow)) * width + made * 4                # made: the gradients of weights
     return out
 

@@ -19,7 +19,7 @@ def told(losses, blind, frequencies):
 def evaluate(models, mesh, sets, codec, compute, device, blind=False, **batch):
     """
     This rank's models and sets {data set: open_shards() of it} -> {data set: {txt, bpb, img, aud}} on every rank: nats per text token, bits
-    per byte, weighted squared error of flow heads, or nats per number of bins. batch: the sizes that eval_batches() takes.
+    per byte, weighted squared error of flow heads or, with bins, nats per number. batch: the sizes that eval_batches() takes.
     blind: the control, with all payloads in the input replaced by zeros.
     """
     out, kinds, cfg = {}, ('txt', 'img', 'aud'), models[0].cfg

@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 240    # seconds that a job may take after the death of a rank, twice that before; not counted while this process is stopped
 LANES = 4         # jobs at a time: most of one is waiting for the ranks that are left to see that another is gone
-TINY = ('--n_layer=2 --n_embd=32 --n_head=2 --flow_width=32 --flow_depth=1 --flow_draws=1 --block_size=64 --log_every=1 --eval_docs=8 '
+TINY = ('--n_layer=2 --n_embd=32 --n_head=2 --flow_width=32 --flow_depth=1 --bins=0 --flow_draws=1 --block_size=64 --log_every=1 '
+        '--eval_docs=8 '
         '--tokens_per_step=512 --micro_rows=2 --max_steps=8 --save_every=2 --eval_every=4 --keep_last=2 --skills=0 --tokenizer=bytes '
         '--device=cpu').split()
 WORDS = dict(moe=['--n_expert=4', '--top_k=2', '--act=swiglu'], tied=['--tie=true'], sp=['--sp=true'],

@@ -28,13 +28,14 @@ T, ROWS, STEPS, LR = 64, 8, 3, 0.05
 
 def config(kind):
     """
-    dense: grouped heads (2 kv) of three pairs, so that rows and columns turn, a vocabulary that 2, 4, 8 do not divide; moe: experts, bins for
-    flow heads; tied: embedding = head, smear, value embeddings, token shift, n-gram memory of few rows.
+    dense: grouped heads (2 kv) of three pairs, so that rows and columns turn, a vocabulary that 2, 4, 8 do not divide; moe: experts, and
+    bins; tied: embedding = head, smear, value embeddings, token shift, n-gram memory of few rows.
     """
     n = toy.codec.n_vocab - 1 + 2 * (kind == 'moe')
     base = dict(vocab_size=n + 1 if (n + 1) % 2 else n + 2, n_layer=4, n_head=8, n_kv_head=2, n_embd=48, ff=64, flow_width=32,
                 flow_depth=1, zero_init=False, softcap=15.0)
-    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu', token_shift=True, bins=7) if kind == 'moe'
+    return ModelConfig(**base, **(dict(n_expert=8, top_k=2, expert_ff=16, shared_ff=32, act='swiglu', token_shift=True, bins=7)
+                                  if kind == 'moe'
                                   else dict(tie=True, act='swiglu', smear=2, value_embed=True, token_shift=True, ngram=toy.PAST + 1,
                                             ngram_rows=101)
                                   if kind == 'tied' else {}))

@@ -20,7 +20,7 @@ from toy import codec
 
 TINY = dict(vocab_size=codec.n_vocab, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ff=48, flow_width=32, flow_depth=1, zero_init=False)
 DENSE = ModelConfig(**TINY, softcap=15.0)
-EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24)
+EXPERTS = ModelConfig(**{**TINY, 'act': 'swiglu'}, n_expert=6, top_k=2, expert_ff=16, shared_ff=24, bins=7)
 TIED = ModelConfig(**{**TINY, 'n_kv_head': 1, 'act': 'swiglu'}, rope_2d=False, tie=True, qk_norm=False, smear=2, value_embed=True,
                    token_shift=True, ngram=toy.PAST + 1, ngram_rows=101, audio_velocity=True)
 ALL = pytest.mark.parametrize('cfg', [DENSE, EXPERTS, TIED], ids=['dense', 'experts', 'tied'])

@@ -271,7 +271,8 @@ def test_nameless_colours_are_far_from_the_named_and_only_a_shape_is_said_of_the
     rng, kinds = random.Random(0), set()
     for _ in range(300):
         sc, drawn = S.scene(rng, p_nameless=.5), S.poster(rng, p_nameless=.5)
-        assert S.describe(drawn.objs) == ' and '.join(f'a {o.colour} {o.kind}' if o in S.named(drawn) else f'a {o.kind}' for o in drawn.objs)
+        names = [f'a {o.colour} {o.kind}' if o in S.named(drawn) else f'a {o.kind}' for o in drawn.objs]
+        assert S.describe(drawn.objs) == ' and '.join(names)
         for sc, o in [(x, o) for x in (drawn, sc) for o in x.objs]:
             if o.colour not in S.PALETTE:
                 far = [np.linalg.norm(np.subtract(o.colour, c)) for c in [*S.PALETTE.values(), [S.WHITE] * 3, [S.BLACK] * 3, [S.GREY] * 3]]

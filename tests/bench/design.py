@@ -77,9 +77,9 @@ DESIGNS = {
     'waveform frames': ([], [                                          # mu-law windows of 128 samples, 16 ms, not 40
         (MEDIA, 'def mel(wave):', 'def mel(wave):\n'
          '    x = np.pad(np.asarray(wave, np.float32), (0, -len(wave) % 128)).reshape(-1, 128)\n'
-         '    return (2 * np.sign(x) * np.log1p(255 * abs(x)) / np.log(256)).astype(np.float32)\n\ndef log_mel(wave):'),
+         '    return (4 * np.sign(x) * np.log1p(255 * abs(x)) / np.log(256)).astype(np.float32)\n\ndef log_mel(wave):'),
         (MEDIA, 'def unmel(frames, n_iter=60, seed=0):', 'def unmel(frames, n_iter=60, seed=0):\n'
-         '    x = np.asarray(frames, np.float32).ravel() / 2\n'
+         '    x = np.asarray(frames, np.float32).ravel() / 4\n'
          '    return np.sign(x) * np.expm1(abs(x).clip(max=1) * np.log(256)) / 255\n\ndef log_unmel(frames, n_iter=60, seed=0):')]),
     'an MLP for each modality': ([], [KINDS,                           # attention shared; Liang et al. 2024, "Mixture-of-Transformers"
         (MODEL, 'MLP(cfg, mesh, cfg.ff, cfg.token_shift)', 'PerKind(cfg, mesh)'),

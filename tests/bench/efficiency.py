@@ -130,8 +130,8 @@ steps, scale = settings(DENSE)[0], scale * (10 if long else 1)
 scaled = lambda n: max(1, round(n * scale))
 
 # what a step of each costs; and the data sets are made before two processes want them
-for corpus in corpora:
-    per_step = {'dense': train(DENSE, corpus, 1, 1)['flops']}
+cost = {corpus: train(DENSE, corpus, 1, 1)['flops'] for corpus in corpora}
+per_step = {'dense': cost[corpora[-1]]}
 others = {**{t: c for t, (c, _) in TRACKS.items()}, 'dense + tables': WITH_TABLES}
 per_step.update(zip(others, pool.map(lambda config: train(config, corpora[-1], 1, 1)['flops'], others.values())))
 budget = per_step['dense'] * scaled(steps)

@@ -177,10 +177,11 @@ with tempfile.TemporaryDirectory() as tmp:
     tree = Path(tmp) / 'tree'
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', 'out*', 'shards-*', 'bpe_*', '__pycache__'))
     prepare = tree / 'data/scenes/prepare.py'
-    shares = 'p_draw, p_chart, p_notes, p_play = .12, .09, .05, .08'
+    shares = 'p_draw, p_chart, p_notes, p_play = .2, .09, .05, .08'
     assert prepare.read_text().count(shares) == 1
-    prepare.write_text(prepare.read_text().replace(shares, 'p_draw, p_chart, p_notes, p_play = .12, .09, .0, .0'))
-    flags = ['--audio=false', '--dtype=float32', '--device=cpu', '--skills=0', '--save_every=0', '--eval_docs=20', f'--seed={seed}']
+    prepare.write_text(prepare.read_text().replace(shares, 'p_draw, p_chart, p_notes, p_play = .2, .09, .0, .0'))
+    flags = ['--bins=0', '--audio=false', '--dtype=float32', '--device=cpu', '--skills=0', '--save_every=0', '--eval_docs=20',
+             f'--seed={seed}']
 
     def peer(**changed):
         keys = {**dict(seconds=seconds, cases=cases, lr=lr, weight=weight, clean=clean, width=width, seed=seed), **changed}

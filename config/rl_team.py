@@ -9,8 +9,9 @@ the orchestrator's answer, which is that of the same model and is not learned fr
     python tests/bench/contemplate.py --out_dir=out-rl-team
 
 Nothing was won, in one seed: 16.0% of the agents are right in time before, 17.4% after 40 steps and 16.4% after 60; merged 70.5% of 8,
-91.5% of 16 (the bench, --seed=1), which is what rl_merge.py has. With lr=1e-3 they unlearn arithmetic (99.8 to 33% of the steps are right).
-They draw signs at random, as their examples did; to skip what was tried already would be worth more, and 60 steps do not find it.
+91.5% of 16 (the bench, --seed=1), which is what rl_merge.py had after 40 steps. With lr=1e-3 they unlearn arithmetic (99.8 to 33% of the
+steps are right). They draw signs at random, as their examples did; to skip what was tried already would be worth more, and 60 steps do not
+find it.
 """
 init_from = 'out-rl-merge'
 out_dir = 'out-rl-team'

@@ -419,35 +419,6 @@ class Flow(nn.Module):
         return F.pad(x[:, 0], (0, D - self.d))
 
 
-class _BinLoss(torch.autograd.Function):
-    """
-    u (N, W), weight (d n, W), of each number the bin that is right, at (N, d), weights w (N,), the numbers of all tp ranks -> sum of w
-    times the mean of -log p over them, and those means (N,), both of this rank's d. As linear_cross_entropy(): in chunks, with gradients
-    made in the forward pass.  backward: scales them; du is partial over tp: copy_to before.
-    """
-    @staticmethod
-    def forward(ctx, u, weight, at, w, numbers, grad, chunk=512):
-        d, wide, grad = at.shape[1], torch.promote_types(u.dtype, torch.float32), grad and any(ctx.needs_input_grad)
-        du, dw = (torch.empty_like(u), torch.zeros_like(weight, dtype=wide)) if grad else (None, None)
-        each = torch.empty(len(u), dtype=wide, device=u.device)
-        for a in range(0, len(u), chunk):
-            s = slice(a, a + chunk)
-            p, i = F.linear(u[s], weight).to(wide).unflatten(-1, (d, -1)).log_softmax(-1), at[s, :, None]        # (chunk, d, n)
-            each[s] = p.gather(2, i).sum((1, 2)) / -numbers
-            if grad:
-                p = p.exp_().scatter_add_(2, i, p.new_full(i.shape, -1)).mul_((w[s] / numbers)[:, None, None]).flatten(1).to(u.dtype)
-                torch.mm(p, weight, out=du[s])
-                dw += p.t() @ u[s]
-        ctx.save_for_backward(du, dw)
-        ctx.mark_non_differentiable(each)
-        return (w * each).sum(), each
-
-    @staticmethod
-    def backward(ctx, d, _):
-        du, dw = ctx.saved_tensors
-        return du * d.to(du.dtype), (dw * d).to(du.dtype), None, None, None, None
-
-
 class Bins(nn.Module):
     """
     Head that says each of the d numbers of a payload as one of n values, evenly spaced from -top to top, by a softmax of its own (as the
@@ -480,8 +451,9 @@ class Bins(nn.Module):
         """As Flow.loss(), in nats per number; e and t are not used."""
         x = self.out.spec.local(x1.t()[:self.d]).t()                             # (N, d/tp)
         at = ((x / self.top + 1) * ((self.n - 1) / 2)).round().long().clamp(0, self.n - 1)
-        loss, each = _BinLoss.apply(self.hidden(h), self.weight(), at, w, self.d, torch.is_grad_enabled())
-        return reduce_from(loss, self.mesh.tp), all_reduce(each, self.mesh.tp)
+        w = (w / self.d)[:, None].expand(at.shape)
+        loss, nll = linear_cross_entropy(self.hidden(h), self.weight(), at, w, solo_mesh(), chunk=512)
+        return reduce_from(loss, self.mesh.tp), all_reduce(nll.sum(1) / self.d, self.mesh.tp)
 
     @torch.no_grad()
     def sample(self, h, e, steps=1, guide=1.0, h0=None):

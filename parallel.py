@@ -476,6 +476,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     Sum of w (lse - logit[y]) + z w lse^2 over N positions, with logits = softcap(h W^T) in float32, in chunks: the logits of all positions
     are never held. Vocabulary-parallel: only the maximum, the sum of exponentials and the target's logit cross the group.
     forward also makes the gradients (the loss is a plain sum).  backward: scales them.  dh is partial over tp: copy_to before.
+    y and w (N, d), without tp: of d softmaxes side by side, of V/d each.
     """
     @staticmethod
     def forward(ctx, h, weight, y, w, mesh, z_loss, softcap, chunk, grad):
@@ -485,13 +486,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dh, dw = None, None
         if grad:
             dh, dw = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        out = torch.empty(2, len(h), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)    # nll, lse
+        out = torch.empty(2, *y.shape, dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)  # nll, lse
         for a in range(0, len(h), chunk):
             s = slice(a, a + chunk)
-            out[0, s], out[1, s], d = loss(F.linear(h[s], weight), y[s] - first, w[s], g, z_loss, softcap, grad)
+            z, at = F.linear(h[s], weight), y[s] - first
+            nll, lse, d = loss(z.view(at.numel(), -1), at.flatten(), w[s].flatten(), g, z_loss, softcap, grad)
+            out[0, s], out[1, s] = nll.view_as(at), lse.view_as(at)
             if grad:
-                torch.mm(d, weight, out=dh[s])
-                dw += d.t() @ h[s]
+                torch.mm(d.view_as(z), weight, out=dh[s])
+                dw += d.view_as(z).t() @ h[s]
         ctx.save_for_backward(dh, dw)
         ctx.mark_non_differentiable(nll := out[0])
         return (w * (out[0] + z_loss * out[1].square())).sum(), nll
@@ -503,7 +506,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4096):
-    """h (N, C), weight (V/tp, C), targets y (N,), weights w (N,) -> weighted sum (scalar, float32) and nll (N,) in nats, no gradient."""
+    """h (N, C), weight (V/tp, C), targets y (N,) or (N, d), weights w, alike -> weighted sum and nll as y, in nats, no gradient; float32."""
     return _LinearCrossEntropy.apply(h, weight, y, w, mesh, z_loss, softcap, chunk, torch.is_grad_enabled())
 
 

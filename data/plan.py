@@ -94,15 +94,14 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     if cfg.qk_norm:
         attention += (heads * hd + heads + kvs + kvs // hd) * n
     mlp = lambda ff: norm + (1 + cfg.token_shift) * C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
-    flow = sum(m * (2 * C + draws * (3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2
-                                     + 2 * d + 1)) for m, d in ((img, D), (aud, 128)))
-    bins = sum(m * (C + (2 * W + 2 * W // tp + 2) * cfg.flow_depth + 2 * W + 2) for m in (img, aud)) if cfg.bins else 0
+    head = lambda d: C + (2 * W + 2 * W // tp + 2) * cfg.flow_depth + 2 * W + 2 if cfg.bins else 2 * C + draws * (
+        3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2 + 2 * d + 1)
     out = dict(blocks=sum(C * between if recompute else attention + mlp(cfg.ff) for _ in layers) * width)
     if not layers or layers[0] == 0:
         out['embed'] = (cfg.image * (xin_img * C + rc * (C + 4 * (2 * N_FREQ + 1))) + cfg.audio * xin_aud * C) // tp * width
     if not layers or layers[-1] == cfg.n_layer - 1:
         made = cfg.vocab_size // tp * C + cfg.bins * W * (cfg.image * -(-D // tp) + cfg.audio * -(-128 // tp))
-        out['heads'] = (norm + txt * C + (bins or flow)) * width + made * 4                # made: the gradients of weights
+        out['heads'] = (norm + txt * C + img * head(D) + aud * head(128)) * width + made * 4          # made: gradients of weights
     return out
 
 

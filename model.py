@@ -587,10 +587,10 @@ class Muse(nn.Module):
 # ---------------------------------------------------------------- generation: see sample.py
 
 def product(x, w, out=None):
-    """x (N, n) times w (n, m), or what oneDNN made of that: see Decoder.laid()."""
+    """x (N, n) times w (n, m), or what oneDNN made of that (see Decoder.laid()), in the type of w."""
     if not w.is_mkldnn:
         return torch.mm(x, w, out=out)
-    y = torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
+    y = torch.ops.mkldnn._linear_pointwise(x.to(w.dtype), w, None, 'none', [], '')
     return y if out is None else out.copy_(y)
 
 
@@ -605,12 +605,12 @@ class Decoder:
     contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row; with token shift also what the MLPs read, mlp_in (L, slots, size + 2,
     C), which is as much again for two kv heads in four. Padding is written to the last place, which nobody reads.
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
-    and the root of its width.
+    and the root of its width. half: the large ones of the blocks are bfloat16, on CPUs, and all else as it is.
     """
-    def __init__(self, model):
+    def __init__(self, model, half=False):
         b = next(iter(model.blocks.values()))
         w, hd, C = b.attn.q.detach(), model.cfg.hd, model.cfg.n_embd
-        self.model, self.few, self.many, self.nh = model, None, None, b.attn.nh
+        self.model, self.half, self.few, self.many, self.nh = model, half, None, None, b.attn.nh
         self.gain = model.norm.gain.detach() * C ** 0.5 if model.last else None
         self.eps = torch.tensor([C, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
@@ -624,14 +624,18 @@ class Decoder:
     def laid(self, rows):
         """
         The matrices for a product with so many rows, made when they are first asked for: {block: pack()}, head. From 4 on, on CPUs, large
-        ones are in oneDNN's own order, of which it makes that product in down to a third of the time; for one row it would take twice as
-        long.
+        ones are in oneDNN's own order, of which it makes that product in down to a third of the time; for one row it would take longer,
+        unless they are bfloat16.
         """
-        many, m = rows >= 4 and self.able, self.model
+        many, m = (rows >= 4 or self.half) and self.able, self.model
         if (there := self.many if many else self.few) is not None:
             return there
         root, hd = m.cfg.n_embd ** 0.5, m.cfg.hd
-        lay = lambda w: torch.ops.mkldnn._reorder_linear_weight(w) if many and w.numel() >= 1 << 16 else w.t().contiguous()
+
+        def lay(w, half=self.half):
+            if not many or w.numel() < 1 << 16:
+                return w.t().contiguous()
+            return torch.ops.mkldnn._reorder_linear_weight(w.bfloat16() if half else w)
 
         def pack(b):
             a, mlp, gain, gain2 = b.attn, b.mlp, None, b.norm2.gain * root
@@ -643,7 +647,7 @@ class Decoder:
             if isinstance(mlp, MLP):                               # up (C, ff), of swiglu (C, 2 ff); down (ff, C)
                 mlp = lay(mlp.up * gain2), lay(mlp.down)
             return lay(qkv), gain, a.ve, lay(a.out), mlp, gain2, getattr(b.mlp, 'shift', None)
-        head = lay(m.wte if m.cfg.tie else m.head) if m.last else None
+        head = lay(m.wte if m.cfg.tie else m.head, False) if m.last else None
         made = {i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head
         setattr(self, 'many' if many else 'few', made)
         return made
@@ -711,8 +715,8 @@ class Decoder:
         eps, eps_head = self.eps
 
         def add(x, y, w):                                          # to x, in its place where that can be: y w, summed over tp
-            if g.size > 1:
-                return x.add_(all_reduce(product(y, w), g))
+            if g.size > 1 or w.dtype != x.dtype:
+                return x.add_(all_reduce(product(y, w).to(x.dtype), g))
             return torch.ops.mkldnn._linear_pointwise.binary(y, x, w, None, 'add') if w.is_mkldnn else x.addmm_(y, w)
 
         for (i, w), kv, near, place, read in zip(self.laid(B * T)[0].items(), self.kv, seen, here, self.mlp_in):

@@ -137,6 +137,7 @@ class Engine:
       rows     most at a time, of those that do not wait
       guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
       blind    payloads of prompts are replaced by zeros (the control of every skill)
+      half     on a CPU: the blocks' matrices in bfloat16, where the machine multiplies them fast; all else stays what it is
       on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes
                on; 'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default:
                the tools of rows with a ctx, by agent_step()
@@ -144,12 +145,12 @@ class Engine:
     Slots of the cache: an array has one entry for each. What slots of ended rows and of rows that wait compute meanwhile is never used.
     """
     def __init__(self, model, codec, *, rows=64, guide=1.0, unprompted=None, flow_steps=20, noise=0.5, max_patches=64, blind=False,
-                 on_stop=None, stream=None):
+                 half=False, on_stop=None, stream=None):
         self.model, self.codec, self.most, self.blind, self.stream = model, codec, rows, blind, stream
         self.on_stop = on_stop or (lambda row: agent_step(self, row))
         self.flow, self.noise, self.max_patches = (flow_steps, guide), noise, max_patches
         self.twin = [dict(unprompted)] if guide != 1 and unprompted is not None else []
-        self.dec, self.waiting, self.rows = Decoder(model), deque(), []          # ... requests, rows
+        self.dec, self.waiting, self.rows = Decoder(model, half), deque(), []          # ... requests, rows
         self.shared = {}                                               # id(prompt) -> prompt, n, slot that begins so, h after it or None
         self.owner, self.holds = [], []                                # row or None; entry of `shared` that the slot begins with
         self.todo, self.rc, self.x = {}, {}, {}                        # slot -> feeds to read; of the id to decode: rc, (id, payload)
@@ -550,6 +551,7 @@ if __name__ == '__main__':
     chat = False               # a conversation in the terminal
     json = False               # answers as JSON, one a line
     device = 'cpu'             # cpu | cuda
+    dtype = 'float32'          # float32 | bfloat16, on a CPU of the blocks' matrices alone: faster, not what the trainer computes to 1e-4
     tp = 1                     # tensor parallel, and
     pp = 1                     # pipeline parallel: torchrun --nproc_per_node=(tp * pp) sample.py ...
     from configurator import configure
@@ -563,6 +565,7 @@ if __name__ == '__main__':
         sys.exit(f'sample.py: {why}' if rank == 0 else 1)
 
     gpu = device.startswith('cuda') and torch.cuda.is_available()
+    fast = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'),
                     (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),
@@ -571,6 +574,7 @@ if __name__ == '__main__':
                     (not start or not (prompt or image or audio), f'start={start!r}: it stands alone, without prompt, image or audio'),
                     (num == 1 or not agents, f'num={num}: one answer of {agents} agents at a time'),
                     (device == 'cpu' or gpu, f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
+                    (dtype == 'float32' or dtype == 'bfloat16' and fast, f'dtype={dtype}: use float32' + ' or bfloat16' * fast),
                     (world == tp * pp, f'tp={tp} * pp={pp} is not the number of processes, {world}: torchrun --nproc_per_node={tp * pp} '
                                        'sample.py ..., or leave them 1'),
                     (world == 1 or not chat, f'chat: a conversation takes one process, not {world}')):
@@ -578,14 +582,14 @@ if __name__ == '__main__':
             die(why)
     try:
         device = start_world(device)[2]
-        model, codec, meta = load_model(out_dir, device, tp=tp, pp=pp)
+        model, codec, meta = load_model(out_dir, device, torch.bfloat16 if gpu and dtype == 'bfloat16' else torch.float32, tp, pp)
     except ValueError as e:
         die(e)
     folder = Path(save or Path(out_dir) / 'samples')
     ctx = dict(depth=depth, tokens=budget, images=[])
     ctx.update((k, v) for k, v in globals().items() if v and k in ('workspace', 'documents', 'mbox', 'ics'))
     options = dict(max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, guide=guide, flow_steps=flow_steps, noise=noise,
-                   ctx=ctx, unprompted=codec.encode(turn(codec, '')))
+                   half=dtype == 'bfloat16' and not gpu, ctx=ctx, unprompted=codec.encode(turn(codec, '')))
 
     def pictures(names):
         """Files, comma-separated -> what the model sees. Its tools see more: up to 4096 pixels a side."""

@@ -8,7 +8,7 @@ held-out Python (dev, three seeds); that one has 1.289, 1.271, 1.270 for all of 
 
     experts  hidden units   shared
           8            48      112    1.277, 1.293, 1.280: chosen; in the first layer, too 1.279
-          8            80       80    1.280, 1.287; Muon.s rate .03 1.285
+          8            80       80    1.280, 1.287; Muon's rate .03 1.285
          16            80       80    1.296
           8           112       48    1.301 (for 1.98e12)
           4            80       80    1.289

@@ -231,6 +231,27 @@ def test_a_product_is_the_same_in_either_order(dtype):
     assert not pairs[2][1].is_mkldnn and not (dtype == torch.float64 and any(p.is_mkldnn for _, p in pairs))
 
 
+@pytest.mark.skipif(not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()), reason='bfloat16 is slow here')
+@torch.inference_mode()
+def test_half():
+    """With the blocks' matrices in bfloat16 hidden states, read and decoded, are those of float32 but for its rounding, 2^-9 of a product."""
+    model, doc = muse(n_embd=256, ff=512, act='swiglu').float(), codec.encode([('text', 'a line of text, and what comes after it')])
+    feed, n, h = features(codec, doc), len(doc['ids']) - 1, {}
+    for half in (False, True):
+        dec = Decoder(model, half)
+        dec.fit(1, n + 1)
+        first, last = [f[:n] for f in feed], [f[n:] for f in feed[:2]] + [feed[2][:0]]
+        h[half] = torch.cat([sample.read(dec, codec, [f], [at], n + 1, [0]) for f, at in ((first, 0), (last, n))], 1)
+        blocks, head = dec.laid(1 if half else 8)
+        qkv, _, _, out, (up, down), *_ = blocks['0']
+        assert {w.dtype for w in (qkv, out, up, down)} == {torch.bfloat16 if half else torch.float32}
+        assert head.dtype == dec.kv.dtype == h[half].dtype == torch.float32
+    off = (h[True] - h[False]).norm(dim=-1) / h[False].norm(dim=-1)
+    assert 1e-4 < off.min() and off.max() < 1e-2
+    got = generate(model, codec, prompts(), half=True, **SMALL)                # pictures and sound included
+    assert all(g['ids'] for g in got)
+
+
 def count(monkeypatch):
     """Counts positions that are read or decoded, and copies of cached ones."""
     seen = dict(read=[], copied=0, decoded=[])

@@ -168,7 +168,7 @@ if ablate:
 
 # the longest first, so that no core is left waiting; seeds of a row in a list
 todo = [('base', '1', BASE, steps, seeds), ('control', '1/10', CONTROL, steps_for('control', .1), 1),
-        *((name, share, config, steps_for(name, x), 1 if share == '1/3' else seeds) for name, (config, shares) in TRACKS.items()
+        *((name, share, config, steps_for(name, x), seeds if dense or share != '1/3' else 1) for name, (config, shares) in TRACKS.items()
           for share, x in shares.items())]
 todo.sort(key=lambda t: -per_step[t[0]] * t[3])
 wait = {corpus: {} for corpus in corpora}

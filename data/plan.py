@@ -88,11 +88,11 @@ def count_activations(cfg, rows, T, txt, img, aud, xin_img=0, xin_aud=0, rc=0, d
     layers = range(cfg.n_layer) if layers is None else layers
     between = n // tp if sp and tp > 1 else n                                  # positions of what is not split over heads or hidden units
     heads, kvs = cfg.n_head // tp, max(1, cfg.n_kv_head // tp) * hd
-    norm = (C + 1) * between                                                   # what RMSNorm keeps: its output before the gain, 1 / rms
+    norm = (C + 1) * between                                                   # what RMSNorm keeps: its input, 1 / rms
     # v is a view of the projection of both, or with value embeddings a tensor of its own; log-sum-exp: float32
     attention = norm + (C + 2 * heads * hd + (3 - cfg.value_embed) * kvs) * n + heads * n * 4 // width
     if cfg.qk_norm:
-        attention += (heads * hd + heads + kvs + kvs // hd) * n
+        attention += (heads * hd + heads + 2 * cfg.value_embed * kvs + kvs // hd) * n          # k is a view of that projection, too
     mlp = lambda ff: norm + (1 + cfg.token_shift) * C * n + ((2 if cfg.act == 'relu2' else 4) * ff // tp) * n
     head = lambda d: C + (2 * W + 2 * W // tp + 2) * cfg.flow_depth + 2 * W + 2 if cfg.bins else 2 * C + draws * (
         3 * 64 + (3 * cfg.flow_depth + 2) * W + (5 * W + 2 * W // tp + 2) * cfg.flow_depth + 4 * W + 2 + 2 * d + 1)

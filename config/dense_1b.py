@@ -4,8 +4,8 @@ A dense model of 1.2 B parameters on one H100: the largest that trains there wit
     python parallel.py plan --model=config/dense_1b.py --gpus=1 --gpu=h100
     python train.py config/dense_1b.py --device=cuda
 
-Planned, not run yet: one GPU rows8; 55 GB of 80 per GPU; 10.1 s per step of 524,288 positions,
-51,717 tokens per second and GPU, MFU 40.7%.
+Planned, not run yet: one GPU rows8; 53 GB of 80 per GPU; 10.1 s per step of 524,288 positions,
+52,113 tokens per second and GPU, MFU 41.1%.
 """
 out_dir = 'out-dense-1b'
 dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data/NAME/prepare.py of your own

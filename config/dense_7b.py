@@ -4,8 +4,8 @@ A dense model of 7.3 B parameters, the sizes of Llama 2 7B, on one node of 8 H10
     python parallel.py plan --model=config/dense_7b.py --gpus=8 --gpu=h100
     torchrun --standalone --nproc_per_node=8 train.py config/dense_7b.py --device=cuda
 
-Planned, not run yet: dp8 zero3 rows1; 51 GB of 80 per GPU; 14.5 s per step of 1,048,576 positions,
-9,068 tokens per second and GPU, MFU 43.8%.
+Planned, not run yet: dp8 zero3 rows1; 50 GB of 80 per GPU; 14.4 s per step of 1,048,576 positions,
+9,106 tokens per second and GPU, MFU 44.0%.
 """
 out_dir = 'out-dense-7b'
 dataset = 'shakespeare'    # a placeholder: your text by --input=FILE, or a data/NAME/prepare.py of your own

@@ -5,7 +5,7 @@ A mixture of experts of 29.6 B parameters, 3.0 B active (8 of 128 experts and a 
     see the Slurm script in README.md
 
 Planned, not run yet: dp128 pp4 ep8 interleaved x4 zero1 rows1; 45 GB of 80 per GPU; 1.4 s per step of 8,388,608 positions,
-11,674 tokens per second and GPU, MFU 25.2%.
+11,686 tokens per second and GPU, MFU 25.2%.
 
 Do not trust the time: the planner knows no kernel launches, permutations or uneven experts. Of the one published run of such a
 model on H100 it predicts 2.5 times the speed (tests/bench/plan.py).

@@ -598,9 +598,15 @@ class Muse(nn.Module):
 def product(x, w, out=None):
     """x (N, n) times w (n, m), or what oneDNN made of that (see Decoder.laid()), in the type of w."""
     if not w.is_mkldnn:
-        return torch.mm(x, w, out=out)
+        return torch.mm(x.to(w.dtype), w, out=out)
     y = torch.ops.mkldnn._linear_pointwise(x.to(w.dtype), w, None, 'none', [], '')
     return y if out is None else out.copy_(y)
+
+
+def packs(dtype):
+    """Whether oneDNN keeps matrices of this type in an order of its own here: on x86."""
+    there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return there and (dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def unit(x, eps):
@@ -614,20 +620,20 @@ class Decoder:
     contiguous: kv (L, 2, slots, nkv, size + 1, hd), a slot per row; with token shift also what the MLPs read, mlp_in (L, slots, size + 2,
     C), which is as much again for two kv heads in four. Padding is written to the last place, which nobody reads.
     Weights are transposed (x @ w takes CPUs up to a third less time than x @ w.T for 8 rows), and hold the gain of the norm before them
-    and the root of its width. half: the large ones of the blocks are bfloat16, on CPUs, and all else as it is.
+    and the root of its width. half: the large ones of attention and dense MLPs are bfloat16, where packs() says so, and all else as it is.
     """
     def __init__(self, model, half=False):
         b = next(iter(model.blocks.values()))
         w, hd, C = b.attn.q.detach(), model.cfg.hd, model.cfg.n_embd
-        self.model, self.half, self.few, self.many, self.nh = model, half, None, None, b.attn.nh
+        self.model, self.few, self.many, self.nh = model, None, None, b.attn.nh
         self.gain = model.norm.gain.detach() * C ** 0.5 if model.last else None
         self.eps = torch.tensor([C, hd], dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
         self.eps = self.eps.mul_(model.cfg.norm_eps).sqrt_().unbind()          # what norms of the width and of a head are given beside
         self.ids = torch.zeros(0, 1, dtype=torch.int64, device=w.device)       # (slots, size + 1): what was read, for batch['past']
         self.kv = w.new_zeros(len(model.blocks), 2, 0, b.attn.nkv, 1, hd)      # zeros: what is masked must be finite
         self.mlp_in = w.new_zeros(len(model.blocks), 0, 2, C * model.cfg.token_shift)            # one later: 0 is none
-        able = w.is_cpu and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()       # x86
-        self.able = able and (w.dtype == torch.float32 or w.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        self.able = w.is_cpu and packs(w.dtype)
+        self.half = half and self.able and packs(torch.bfloat16)
 
     @torch.no_grad()
     def laid(self, rows):
@@ -636,13 +642,13 @@ class Decoder:
         ones are in oneDNN's own order, of which it makes that product in down to a third of the time; for one row it would take longer,
         unless they are bfloat16.
         """
-        many, m = (rows >= 4 or self.half) and self.able, self.model
+        many, m = rows >= 4 and self.able, self.model
         if (there := self.many if many else self.few) is not None:
             return there
         root, hd = m.cfg.n_embd ** 0.5, m.cfg.hd
 
         def lay(w, half=self.half):
-            if not many or w.numel() < 1 << 16:
+            if not (many or half) or w.numel() < 1 << 16:
                 return w.t().contiguous()
             return torch.ops.mkldnn._reorder_linear_weight(w.bfloat16() if half else w)
 
@@ -657,7 +663,8 @@ class Decoder:
                 mlp = lay(mlp.up * gain2), lay(mlp.down)
             return lay(qkv), gain, a.ve, lay(a.out), mlp, gain2, getattr(b.mlp, 'shift', None)
         head = lay(m.wte if m.cfg.tie else m.head, False) if m.last else None
-        made = {i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head
+        other = (self.few or self.many) if self.half else None         # of which the blocks are the same then
+        made = other[0] if other else {i: m.around(f'blocks.{i}', pack, b) for i, b in m.blocks.items()}, head
         setattr(self, 'many' if many else 'few', made)
         return made
 
@@ -724,7 +731,7 @@ class Decoder:
         eps, eps_head = self.eps
 
         def add(x, y, w):                                          # to x, in its place where that can be: y w, summed over tp
-            if g.size > 1 or w.dtype != x.dtype:
+            if g.size > 1 or not y.dtype == w.dtype == x.dtype:
                 return x.add_(all_reduce(product(y, w).to(x.dtype), g))
             return torch.ops.mkldnn._linear_pointwise.binary(y, x, w, None, 'add') if w.is_mkldnn else x.addmm_(y, w)
 

@@ -750,10 +750,11 @@ def count(i, n):
 
 
 def expert_mlp(x, counts, w1, w2, act):
-    """x (N, C) sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). Grouped products, without a
-    host synchronisation, in bfloat16 and on a CPU in float32; else a loop. Experts without tokens get zero gradients, not none."""
+    """x (N, C), contiguous and sorted by expert, counts (E,) tokens of each local expert, w1 (E, F, C), w2 (E, C, F) -> (N, C). Grouped
+    products in bfloat16, without a host synchronisation, and in float32 on a CPU, where torch.compile does not know them; else a loop.
+    Experts without tokens get zero gradients, not none."""
     fits = not any(k * x.element_size() % 16 for k in (*w1.shape[1:], w2.shape[2]))                        # rows of 16 bytes
-    if fits and len(x) and (x.dtype == torch.bfloat16 or x.dtype == torch.float32 and not x.is_cuda):
+    if fits and len(x) and (x.dtype == torch.bfloat16 or x.dtype == torch.float32 and not (x.is_cuda or torch.compiler.is_compiling())):
         ends = counts.cumsum(0).to(torch.int32)
         return F.grouped_mm(act(F.grouped_mm(x, w1.transpose(1, 2), offs=ends)), w2.transpose(1, 2), offs=ends)
     return torch.cat([F.linear(act(F.linear(xe, w1[i])), w2[i]) for i, xe in enumerate(x.split(counts.tolist()))])

@@ -31,7 +31,7 @@ from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
 from data.layouts import check_layout
 from data.terminal import columns, printer
 from data.tools import clean
-from model import D, Decoder, ModelConfig, build
+from model import D, Decoder, ModelConfig, build, packs
 from parallel import keep_pages, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model
@@ -137,7 +137,7 @@ class Engine:
       rows     most at a time, of those that do not wait
       guide    above 1: pictures and sounds are pushed away from what the prompt `unprompted` (encoded) gives; a twin of each row reads it
       blind    payloads of prompts are replaced by zeros (the control of every skill)
-      half     on a CPU: the blocks' matrices in bfloat16, where the machine multiplies them fast; all else stays what it is
+      half     on a CPU: large matrices of attention and dense MLPs in bfloat16, where oneDNN has them; all else stays what it is
       on_stop  on_stop(row), when a row said <eot> or one of its `stop` ids -> None: it ends; a document: it reads that (weight 0) and goes
                on; 'wait': it stands still until insert(row, document) or end(row), while others, such as its sub-agents, go on. Default:
                the tools of rows with a ctx, by agent_step()
@@ -551,7 +551,7 @@ if __name__ == '__main__':
     chat = False               # a conversation in the terminal
     json = False               # answers as JSON, one a line
     device = 'cpu'             # cpu | cuda
-    dtype = 'float32'          # float32 | bfloat16, on a CPU of the blocks' matrices alone: faster, not what the trainer computes to 1e-4
+    dtype = 'float32'          # float32 | bfloat16: on a CPU of the blocks' large matrices alone, but for experts
     tp = 1                     # tensor parallel, and
     pp = 1                     # pipeline parallel: torchrun --nproc_per_node=(tp * pp) sample.py ...
     from configurator import configure
@@ -565,7 +565,7 @@ if __name__ == '__main__':
         sys.exit(f'sample.py: {why}' if rank == 0 else 1)
 
     gpu = device.startswith('cuda') and torch.cuda.is_available()
-    fast = gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = gpu or packs(torch.bfloat16)
     for ok, why in ((temperature >= 0, f'temperature={temperature}: 0 (greedy) or more'),
                     (0 < top_p <= 1, f'top_p={top_p}: above 0, at most 1'),
                     (top_k >= 0, f'top_k={top_k}: 0 (off) or more'), (num >= 1, f'num={num}: at least 1'),

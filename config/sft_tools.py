@@ -2,11 +2,11 @@
 Warm start for RL on the tasks with tools (data/pytool, lookup, peek, spawn) and on point: formats and calls, from examples of which some
 guess or come too early.
 
-    python train.py config/sft_tools.py                                              7 minutes of one core: pytool, lookup, peek
+    python train.py config/sft_tools.py                                              11 minutes of one core: pytool, lookup, peek
     python train.py config/sft_tools.py --init_from=out-sft-tools/step_00002400 --out_dir=out-sft-point \\
-        --dataset=spawn:2+point:1 --max_steps=600                                    2 minutes: point
+        --dataset=spawn:2+point:1 --max_steps=600                                    3 minutes: point
     python train.py config/sft_tools.py --init_from=out-sft-tools/step_00002400 --out_dir=out-sft-spawn \\
-        --dataset=spawn --max_steps=400                                              1 minute: spawn
+        --dataset=spawn --max_steps=900                                              4 minutes: spawn
     python rl.py config/rl_tools.py ...                                              then; see there
 
 Numbers are copied after 500 steps (the two ids before, `smear`); places in a picture are read from 1200 on.

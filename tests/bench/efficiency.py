@@ -9,9 +9,9 @@ How much less compute our recipe needs for the loss of a tuned Llama-4-style bas
 
 The baseline (config/llama_dense.py and config/llama4_style.py after it; their heads say how they were tuned) trains for the steps that are
 frozen in it; the recipe for fractions of its operations, each time with its own schedule, on two tracks: without n-gram tables and with no
-more parameters than the baseline for a third (one seed) and a half, with tables for a thirtieth and a tenth. Controls, with one seed: a
-count-only interpolated 5-gram, and the dense baseline with the tables, at a tenth. Every run is train.py in a process of its own with one
-thread, two at a time, in float32.
+more parameters than the baseline for a third and a half, with tables for a thirtieth and a tenth. With experts the third has one seed: it
+is shown, and the ratio without tables a bound. Controls, with one seed: a count-only interpolated 5-gram, and the dense baseline with the
+tables, at a tenth. Every run is train.py in a process of its own with one thread, two at a time, in float32.
 
     FLOPs  of training: matrix products forward and backward (plan.count_flops), the optimizer's, the tables'
     CPU s  of the training loop, all threads, evaluation left out
@@ -22,6 +22,7 @@ thread, two at a time, in float32.
 The last line is JSON; ok: with tables at least 10 in FLOPs and 5 in CPU s, without at least 2 in both, on every corpus.
 """
 import contextlib, io, json, math, multiprocessing, os, runpy, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 os.environ['OMP_NUM_THREADS'] = '1'      # of the processes that are forked from this one, which have torch already
 from pathlib import Path
 from statistics import mean, stdev
@@ -69,7 +70,7 @@ def settings(config):
     return space['max_steps'], space['warmup']
 
 def train(config, corpus, seed, steps, flags=()):
-    """One run -> dict(loss in nats per byte, flops, cpu, params)."""
+    """One run, in this process -> dict(loss in nats per byte, flops, cpu, params)."""
     total, warmup = settings(config)
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory(dir=tmp.name) as out, contextlib.redirect_stdout(io.StringIO()):
@@ -80,7 +81,7 @@ def train(config, corpus, seed, steps, flags=()):
             runpy.run_path('train.py', run_name='__main__')
         except SystemExit as e:
             if e.code:
-                raise RuntimeError(f"{' '.join(sys.argv)}: {e.code}") from None
+                raise
         last = [json.loads(line) for line in open(Path(out) / 'metrics.jsonl')][-1]
         return dict(loss=last['val'][corpus]['txt'], flops=last['cost']['flops'], cpu=last['cost']['cpu_s'], params=last['cost']['params'])
 
@@ -129,19 +130,42 @@ def show(name, budget, runs, note=''):
     print(f'{name:26}{budget:>8}{mean(loss):9.4f}{spread:>9}{mean(flops):11.2e}{mean(cpu):8.1f}{params:13,}{4e-6 * params:8.1f}  {note}',
           flush=True)
 
-began, corpora, pool = time.time(), corpora.split('+'), multiprocessing.get_context('fork').Pool(jobs, maxtasksperchild=1)
+began, corpora, pool, fork = time.time(), corpora.split('+'), ThreadPoolExecutor(jobs), multiprocessing.get_context('fork')
 scale *= 10 if long else 1
 scaled = lambda n: max(1, round(n * scale))
 steps = scaled(settings(BASE)[0])
 
+def alone(*args):
+    """train() in a process of its own -> its dict, or a line that says what happened."""
+    here, there = fork.Pipe(False)
+
+    def child():
+        try:
+            there.send(train(*args))
+        except BaseException as e:
+            there.send(f'{" ".join(sys.argv)}: {e!r}')
+    process = fork.Process(target=child, daemon=True)
+    process.start(), there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        process.join()
+        return f'{args}: exit status {process.exitcode}'
+
 def begin(*args):
-    return pool.apply_async(train, args)
+    return pool.submit(alone, *args)
 
 def result(run):
     try:
-        return run.get()
-    except RuntimeError as e:
-        finish(False, why=str(e))
+        r = run.result()
+    except KeyboardInterrupt:
+        r = 'interrupted'
+    if isinstance(r, str):
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        finish(False, why=r)
+    return r
 
 # what a step of each costs; and the data sets are made before two processes want them
 one = lambda config, corpus: begin(config, corpus, 1, 1, ['--eval_docs=1'])
@@ -188,7 +212,8 @@ for corpus in corpora:
         show({'base': 'dense' if dense else 'experts', 'control': 'dense + tables'}.get(name, name), share, runs)
     means = {k: {key: mean(r[key] for r in runs) for key in ('loss', 'flops', 'cpu')} for k, runs in done.items() if len(runs) == seeds}
     base = means['base', '1']
-    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(r['loss'], 4) for (name, share), r in means.items()})
+    figures[corpus] = dict(ngram=round(loss, 4), **{f'{name} {share}': round(mean(r['loss'] for r in runs), 4) for (name, share),
+                                                    runs in done.items()})
     for name, (_, shares) in TRACKS.items():
         rungs = [means[name, share] for share in shares if (name, share) in means]
         if name == 'recipe' and done[name, '1/2'][0]['params'] > done['base', '1'][0]['params']:

@@ -7,12 +7,12 @@ tokens each, sampled at temperature 1.
 
 All in one process, in turn; the best of the turns counts for each side, since whatever else the machine does only adds time. transformers
 runs the very same weights (a Llama): its greedy tokens are compared with ours, in float32. Ours and transformers run in float32 and, where
-the machine multiplies it fast, in bfloat16 (sample.py --dtype), each compared with whichever of the two types is faster for transformers;
-nanoGPT runs in float32, as its sample.py does on a CPU. A peer that is not there is left out (pip install transformers).
+oneDNN has it, in bfloat16 (sample.py --dtype); nanoGPT runs in float32, as its sample.py does on a CPU. A peer that is not there is left
+out (pip install transformers).
 
-Targets, the first two for the faster of our types: twice the tokens per second of transformers; a twentieth of nanoGPT's time per token,
-whether it draws its samples one by one, as its sample.py does, or all in one batch; a step of 8 rows takes at most 1.3 times that of 1 row
-(float32).
+Targets, the first two for the faster type of each side: twice the tokens per second of transformers; a twentieth of nanoGPT's time per
+token, whether it draws its samples one by one, as its sample.py does, or all in one batch; a step of 8 rows takes at most 1.3 times that of
+1 row (float32).
 """
 import copy
 import importlib.util
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
 from data.llama import halves
-from model import ModelConfig, Muse
+from model import ModelConfig, Muse, packs
 from sample import Engine
 
 peer = ''       # a checkout of nanoGPT; '': left out
@@ -40,7 +40,7 @@ hidden = 832    # units of the MLP (swiglu); nanoGPT: 4 * width
 rows = 16
 new = 128       # tokens
 prompt = 16     # tokens of the prompts
-turns = 4
+turns = 3
 threads = 0     # 0: torch's default
 configure(globals())
 
@@ -123,19 +123,19 @@ def nanogpt(n, batch):
     return (time.perf_counter() - began) * (1 if batch else n / 2)
 
 llama32, nano = llama(), gpt()
-half = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+half = packs(torch.bfloat16)
 llama16 = copy.deepcopy(llama32).bfloat16() if llama32 and half else None
 sizes = {k: round(millions(m), 1) for k, m in (('ours', model), ('transformers', llama32), ('nanoGPT', nano)) if m is not None}
 print(f'{layers} layers, width {width}, {heads} heads ({kv_heads} kv), {torch.get_num_threads()} threads; million parameters: {sizes}')
 ours(rows), half and ours(rows, half=True), llama32 and transformers(rows)                                # once to warm up
 same = sum(a == b for a, b in zip(ours(rows, 0)[2], transformers(rows, False)[1])) if llama32 else None
 seconds, step = {}, {1: [], 8: []}
-for turn in range(turns):
+for _ in range(turns):
     for name, run in (('ours', lambda: ours(rows)[0]), ('ours, bfloat16', half and (lambda: ours(rows, half=True)[0])),
                       ('transformers', llama32 and (lambda: transformers(rows)[0])),
                       ('transformers, bfloat16', llama16 and (lambda: transformers(rows, net=llama16)[0])),
-                      ('nanoGPT, one by one', nano and turn < 2 and (lambda: nanogpt(rows, False))),
-                      ('nanoGPT, one batch', nano and turn < 2 and (lambda: nanogpt(rows, True)))):
+                      ('nanoGPT, one by one', nano and (lambda: nanogpt(rows, False))),
+                      ('nanoGPT, one batch', nano and (lambda: nanogpt(rows, True)))):
         if run:
             seconds.setdefault(name, []).append(run())
     for _ in range(3):

@@ -621,9 +621,19 @@ def test_products_of_experts_without_tokens(dtype, ff, counts):
         assert c or not narrow[1].grad[i].any() and not narrow[2].grad[i].any()
 
 
-def test_narrow_experts_in_bfloat16():
-    x, w1, w2 = (torch.ones(n, dtype=torch.bfloat16) for n in ((4, 16), (2, 12, 16), (2, 16, 12)))
-    assert (expert_mlp(x, torch.tensor([1, 3]), w1, w2, F.relu) == 16 * 12).all()
+@pytest.mark.parametrize('dtype, ff', ((torch.bfloat16, 12), (torch.float32, 6)))
+def test_narrow_experts(dtype, ff):
+    """Rows of numbers that are no multiple of 16 bytes."""
+    x, w1, w2 = (torch.ones(n, dtype=dtype) for n in ((4, 16), (2, ff, 16), (2, 16, ff)))
+    assert (expert_mlp(x, torch.tensor([1, 3]), w1, w2, F.relu) == 16 * ff).all()
+
+
+def test_compiled_experts():
+    """torch.compile does not know grouped products in float32."""
+    x, w1, w2 = (torch.ones(n, requires_grad=True) for n in ((4, 16), (2, 8, 16), (2, 16, 8)))
+    y = torch.compile(expert_mlp, backend='aot_eager')(x, torch.tensor([1, 3]), w1, w2, F.relu)
+    y.sum().backward()
+    assert (y == 16 * 8).all() and (x.grad == 16 * 8).all()
 
 
 def test_expert_load_is_counted_per_modality_without_padding():

@@ -171,7 +171,7 @@ def test_one_unit_and_many_microbatches(zero):
 def memory_worker(rank, text, zero):
     def storages():
         every = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor)]
-        return {s.data_ptr(): s.nbytes() for s in every if s.nbytes()}
+        return {s.data_ptr(): s.nbytes() for s in every if s.nbytes() and s.device.type != 'meta'}   # torch.compile leaves such
     gc.collect()
     before = storages()
     _, models, opt, step = world(text, zero, torch.bfloat16)

@@ -160,20 +160,21 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                 (loss in ('clip', 'cispo', 'gspo'), f'loss={loss}: use clip, cispo or gspo'), (group > 1, f'group={group}: use 2 or more'),
                 (0 <= recompute <= 1, f'recompute={recompute}: use 0 to 1'), (p_lo < p_hi, f'p_lo={p_lo}: use less than {p_hi=}'),
                 *((0 <= globals()[k] < 1, f'{k}={globals()[k]}: use 0 to less than 1') for k in ('lam', 'beta1', 'beta2')),
-                (temperature > 0, f'temperature={temperature}: use more than 0'), (lr > 0, f'lr={lr}: use more than 0'),
-                (clip >= 0, f'clip={clip}: use 0 or more'),
+                *((globals()[k] > 0, f'{k}={globals()[k]}: use more than 0') for k in ('temperature', 'lr', 'tis')),
+                *((type(v) not in (int, float) or 0 <= v < math.inf, f'{k}={v}: use 0 or more') for k, v in config.items()),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in 'prompts rounds max_new epochs micro_rows sample_rows '
                   'eval_samples eval_problems last_problems keep_last'.split()),
                 ((root / 'data' / task / 'task.py').is_file(), f'task={task}: there is no data/{task}/task.py')):
     die(why) if not ok else None
 compute, job = getattr(torch, dtype), import_module(f'data.{task}.task')
+if lacks := [k for k in ('LEVELS', 'problem', 'verify', 'judge', 'steps', 'canary') if not hasattr(job, k)]:
+    die(f'task={task} is not one for RL: data/{task}/task.py lacks {", ".join(lacks)}')
 try:
     trained, beyond, later = ([int(x) for x in s.split('+') if x] for s in (levels, harder, more))
     if not trained or set(trained + beyond + later) - set(job.LEVELS):
         raise ValueError
-except (ValueError, AttributeError):
-    known = getattr(job, 'LEVELS', 'none: this task is not one for RL')
-    die(f'levels={levels}, harder={harder}, more={more}: write 3, or 3+4+5, out of {known}')
+except ValueError:
+    die(f'levels={levels}, harder={harder}, more={more}: write 3, or 3+4+5, out of {job.LEVELS}')
 try:
     job.problem(0, trained[0])                         # what a task is made of may not be there
 except BadInput as e:
@@ -186,7 +187,7 @@ master, say = rank == 0, print if rank == 0 else (lambda *a, **k: None)
 try:
     start = init_from if (Path(init_from) / 'manifest.json').exists() else next(iter(checkpoints(init_from)), None)
     if start is None:
-        die(f'init_from={init_from}: no checkpoint there: train the warm start first (python train.py config/sft_{task}.py)')
+        die(f'init_from={init_from}: no checkpoint there: train the warm start first, with train.py and a config such as sft_signs.py')
     warm = Checkpoint(start)
     codec, cfg = Codec.from_state(warm.meta['codec']), ModelConfig(**warm.meta['model'])
     sizes = {k: getattr(cfg, k) for k in ('n_layer', 'n_head', 'n_kv_head', 'ff', 'n_expert', 'shared_ff', 'flow_width')}
@@ -228,7 +229,7 @@ try:
     tidy(out_dir) if master else None
     there = checkpoints(out_dir)
     try:
-        path = newest(there, load, say)
+        path = newest(there, load, say, master)
     except ValueError:
         die(f'no checkpoint in {out_dir} can be read: choose another --out_dir')
     if path:
@@ -308,8 +309,7 @@ def evaluate(n):
         groups = ask(list(ps.values())[:n], eval_samples, number)
         o = groups[0][0]
         sample = f"{o['problem']['question']} {codec.untext(o['ids'])} {o['r']:.0f}"
-        out[part] = f = dict(figures(groups, job.steps), problems=len(groups), sample=sample)
-        f.update(passes(groups))
+        out[part] = f = dict(figures(groups, job.steps), **passes(groups), problems=len(groups), sample=sample)
         solved = ' '.join(f'pass@{k[4:]} {x:.3f}' for k, x in f.items() if k[:4] == 'pass')
         say(f"step {step:04d} {part:>6s} | {solved} | len {f['length']:.1f} (right {f['length_right']:.1f}, wrong "
             f"{f['length_wrong']:.1f}) | skill {f['skill']:.1%} | truncated {f['truncated']:.1%} | "

@@ -17,11 +17,10 @@ import torch.distributed as dist
 import parallel
 from configurator import configure
 from data.checkpoint import Checkpoint, checkpoints, keep_checkpoint, newest, put_aside, state, tidy, together
-from data.codec import BadInput
 from data.graph import check_graph, graphed, graphed_update
 from data.layouts import check_fp8, check_layout, fitting
 from data.llama import Llama
-from data.loader import to_device, train_batches
+from data.loader import remarks, to_device, train_batches
 from data.plan import count_flops, count_params, product_peak
 from data.shards import codec_and_folders, mixture, open_shards, unigram
 from data.validate import evaluate, told
@@ -151,13 +150,12 @@ device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' el
 if dtype == 'auto':        # bfloat16 where the machine multiplies it fast; on a CPU without AMX or AVX512-BF16 it is slower than float32
     dtype = 'bfloat16' if device == 'cuda' or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else 'float32'
 for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: use auto, bfloat16, float32 or float64'),
-                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'),
-                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(),
-                 f'device={device}: use cpu' + ' or cuda' * torch.cuda.is_available()),
+                (decay in ('linear', 'cosine'), f'decay={decay}: use linear or cosine'), (out_dir, 'out_dir=: name a folder'),
+                (device == 'cpu' or device == 'cuda' and torch.cuda.is_available(), f'device={device}: use cpu, or cuda where it is'),
                 (fp8 in ('', 'tensorwise', 'rowwise'), f'fp8={fp8}: use tensorwise or rowwise'), (lr > 0, f'lr={lr}: use more than 0'),
                 *((0 <= globals()[k] <= 1, f'{k}={globals()[k]}: use 0 to 1') for k in ('decay_from', 'recompute')),
                 *((0 <= globals()[k] < 1, f'{k}={globals()[k]}: use 0 to less than 1') for k in ('beta1', 'beta2')),
-                *((globals()[k] >= 0, f'{k}={globals()[k]}: use 0 or more') for k in ('clip', 'depth', 'seed', 'workers')),
+                *((type(v) not in (int, float) or 0 <= v < math.inf, f'{k}={v}: use 0 or more') for k, v in config.items()),
                 (block_size > 1, f'block_size={block_size}: use 2 or more'), (2 < muon_steps < 6, f'muon_steps={muon_steps}: use 3 to 5'),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more')
                   for k in ('tokens_per_step', 'micro_rows', 'log_every', 'keep_last', 'max_bad_steps', 'flow_draws')),
@@ -167,8 +165,7 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
 keep_pages()
 compute = getattr(torch, dtype)
 rank, world, device = start_world(device)
-master = rank == 0
-say = print if master else (lambda *a, **k: None)
+master, say = rank == 0, print if rank == 0 else (lambda *a, **k: None)
 
 # ---------------------------------------------------------------- data
 
@@ -185,7 +182,8 @@ try:
     val_sets = {n: open_shards(folders[n], val_split, codec) for n in names}
     if master and world > 1:
         dist.barrier()
-except (BadInput, ValueError, OSError) as e:
+    remarks(names, train_sets, block_size, image, audio, say)
+except (ValueError, OSError) as e:
     die(str(e))
 except KeyboardInterrupt:
     sys.exit('train.py: stopped while data was being prepared: the same command begins that anew')
@@ -234,7 +232,7 @@ except OSError as e:
     die(f'out_dir={out_dir}: {e}')
 step, best, bad, origin, wandb_id = 0, math.inf, 0, init_from, None
 shift, recent, returns = 0, deque(maxlen=100), Counter()         # batches that rollbacks have skipped; last losses; rollbacks to each path
-wanted = {**asdict(cfg), 'codec': codec.fingerprint(), 'muon': muon}
+wanted = {'tokenizer': codec.name, 'n_loc': n_loc, **asdict(cfg), 'merges': codec.fingerprint(), 'muon': muon}
 plain = {f.name: f.default for f in fields(ModelConfig)}         # what a checkpoint from before a key was there has of it
 
 def load(path, weights_only=False):
@@ -253,7 +251,7 @@ def fill(path, weights_only):
     if path == init_from and path.startswith('hf:'):
         return Checkpoint.fill(llama, llama.tensors(state(opt, models, mesh))) or {}
     ck = Checkpoint(path)
-    there = {**plain, **ck.meta['model'], 'codec': ck.meta['codec_fingerprint'], 'muon': ck.meta['config'].get('muon')}
+    there = {**plain, **ck.meta['codec'], **ck.meta['model'], 'merges': ck.meta['codec_fingerprint'], 'muon': ck.meta['config'].get('muon')}
     for k in wanted:
         if there.get(k) != wanted[k] and not (weights_only and k == 'muon'):
             raise LookupError(f'{path} was trained with {k}={str(there.get(k)).lower()}, this run has {k}={str(wanted[k]).lower()}: '
@@ -268,7 +266,7 @@ if master:
 try:
     there = [] if init_from == 'scratch' else checkpoints(out_dir)
     try:
-        path = newest(there, load, say)
+        path = newest(there, load, say, master)
     except ValueError:
         raise LookupError(f'no checkpoint in {out_dir} can be read: choose another --out_dir, or start over with --init_from=scratch')
     if path:
@@ -289,11 +287,13 @@ if graph:
 
 # ---------------------------------------------------------------- the loop
 
-metrics = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else None
-run = None
+metrics, run = open(Path(out_dir) / 'metrics.jsonl', 'a', buffering=1) if master else None, None
 if wandb_project and master:
-    import wandb
-    run = wandb.init(project=wandb_project, name=out_dir, config=config, id=wandb_id, resume='allow')
+    try:
+        import wandb
+        run = wandb.init(project=wandb_project, name=out_dir, config=config, id=wandb_id, resume='allow')
+    except Exception as e:                         # not installed, no login, no network
+        die(f'wandb_project={wandb_project}: {e}')
 
 def record(**kw):
     if master:
@@ -350,7 +350,7 @@ def roll_back(why):
         return False
     returns[there[0].name] += 1
     try:
-        path = newest(there, load, say)
+        path = newest(there, load, say, master)
     except (ValueError, LookupError) as e:
         die(f'{why}: {e}; there is no checkpoint before it to go back to')
     bad, shift = 0, at - step

@@ -32,8 +32,8 @@ The first three in bfloat16 on a Sapphire Rapids, the others in float32 on an EP
 out_dir = 'out-llama4-style'
 n_expert = 8
 top_k = 1
-n_embd = 48
 expert_ff = 72
 shared_ff = 72
+lr = 5e-3
 max_steps = 5873
 warmup = 541

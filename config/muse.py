@@ -6,11 +6,10 @@ bytes look up.
     python train.py config/muse.py
     python train.py config/muse.py config/muse_plain.py          without tables (the no-lookup track)
 
-A tenth of the operations of config/llama_dense.py, 20 CPU-seconds: 1.218 nats per byte of held-out Python (dev), where that one has 1.327
-for all of them. Without token shift, on dev, for as many operations: 1.223, 1.223; 4 heads, ff 256, 5 steps of Muon's iteration 1.258,
-1.256; from there 3 steps 1.255, 1.252; 2 heads and ff 192 1.242, and one head of keys and values with ff 128 1.232, 1.235, ff 96 1.228, ff
-64 1.223; value embeddings 1.248 for 1.242, embed_lr 10 1.241. What is looked up costs a step the same whatever the block is: small blocks
-make more steps.
+4.25e11 operations, 20 CPU-seconds: 1.218 nats per byte of held-out Python (dev), where config/llama_dense.py has 1.325 for 3.2e12. Without
+token shift, on dev, for as many operations: 1.223, 1.223; 4 heads, ff 256, 5 steps of Muon's iteration 1.258, 1.256; from there 3 steps
+1.255, 1.252; 2 heads and ff 192 1.242, and one head of keys and values with ff 128 1.232, 1.235, ff 96 1.228, ff 64 1.223; value embeddings
+1.248 for 1.242, embed_lr 10 1.241. What is looked up costs a step the same whatever the block is: small blocks make more steps.
 """
 out_dir = 'out-muse'
 dataset = 'stdlib'

@@ -6,7 +6,7 @@ tensor. It is written under a temporary name, flushed to disk and renamed, so a 
 unpickled. Reading puts one whole tensor together at a time and takes from it what this rank holds. What train.py and rl.py share is here,
 too: keep_checkpoint() writes, also in the background, and prunes; newest() finds what can be read; together() lets all ranks agree.
 """
-import ctypes, json, math, os, shutil, sys, threading, time, zlib
+import contextlib, ctypes, json, math, os, shutil, sys, threading, time, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -163,11 +163,17 @@ def prune(out_dir, keep):
         shutil.rmtree(p.with_name('.' + p.name + '.old'), ignore_errors=True)
 
 
-def newest(paths, load, say):
-    """The first of paths, newest first, that load(path) can read; None: there are none. ValueError, that of the last: none can be read."""
+def newest(paths, load, say, master):
+    """
+    The first of paths, newest first, that load(path) can read; those before it get names of their own, so that they are not kept in the
+    place of good ones. None: there are none. ValueError, that of the last: none can be read.
+    """
     for path in paths:
         try:
             load(path)
+            for bad in paths[:paths.index(path)] if master else ():
+                with contextlib.suppress(OSError):
+                    bad.rename(bad.with_name(f'damaged-{bad.name}'))
             return path
         except ValueError as e:
             error = e
@@ -193,9 +199,16 @@ def put_aside(out_dir):
 
 
 class Checkpoint:
-    """An opened checkpoint: .meta, .names, full(name) -> the assembled global tensor. ValueError, one line: missing or damaged."""
+    """
+    An opened checkpoint, or the newest in a folder of some: .meta, .names, full(name) -> the assembled global tensor. ValueError, one line:
+    missing or damaged.
+    """
     def __init__(self, path):
         self.path = Path(path)
+        if not (self.path / 'manifest.json').exists():
+            self.path = next(iter(checkpoints(path)), None)
+        if not self.path:
+            raise ValueError(f'{path}: no checkpoint there: give a folder step_*, or one that holds some')
         try:
             text = (self.path / 'manifest.json').read_text()
             body, _, crc = text.rpartition(', "crc": ')
@@ -210,7 +223,7 @@ class Checkpoint:
             for e in self.meta.pop('tensors'):
                 self.parts.setdefault(e['name'], []).append(e)
         except (OSError, ValueError, KeyError) as e:
-            raise ValueError(f'{path}: no readable checkpoint ({e}): give another one, or delete that folder') from None
+            raise ValueError(f'{self.path}: no readable checkpoint ({e}): give another one, or delete that folder') from None
         self.files = {}
 
     @property

@@ -15,6 +15,22 @@ from parallel import flash_mask
 
 # ---------------------------------------------------------------- rows
 
+def remarks(names, sets, T, image, audio, say):
+    """Says what will be missing from rows of T of these data sets. ValueError, one line: every document of one loses its end."""
+    for name, s in zip(names, sets):
+        for key, what, used in (('image', 'patch', image), ('audio', 'frame', audio)):
+            if len(s[what]) and not used:
+                say(f'{name}: {len(s[what]):,} positions of the kind {what} are neither seen nor learned: {key}=false')
+        size = np.diff(s['doc'], axis=0)
+        long = size[(size[:, 1:] > 0).any(1) & (size[:, 0] > T + 1), 0]
+        if len(long):
+            line = (f'{name}: {len(long):,} of {len(size):,} documents, which have pictures or sound, are longer than block_size={T} and '
+                    f'lose their end: the longest has {long.max() - 1:,} positions')
+            if len(long) == len(size):
+                raise ValueError(line)
+            say(line)
+
+
 def pack_train(sets, weights, T, key):
     """Row of T positions as a list of chunks (set, document, first, n): n inputs, and a target after each. key: (seed, step, row)."""
     rng = np.random.Generator(np.random.Philox(key=key[0] * 1000003 + 7, counter=[0, 0, key[1], key[2]]))

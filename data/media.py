@@ -90,6 +90,8 @@ def load_image(src, max_patches=64, max_side=63):
             return np.array(Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB'))
     except BadInput:
         raise
+    except Image.DecompressionBombError:              # of those twice as large as what it warns of
+        raise BadInput(f'{name}: too many pixels (decompression bomb?): make it smaller') from None
     except Exception as e:                            # Pillow's decoders raise nearly anything on damaged files
         raise BadInput(f'{name}: damaged, or no image of a kind that is read here ({type(e).__name__})') from None
 

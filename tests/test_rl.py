@@ -718,6 +718,7 @@ def test_what_is_wrong_is_one_line(machine, warm, tmp_path):  # noqa: F811
     one_line(run('--clip=-1'), 'clip=-1')
     one_line(run('--len_norm=-3'), 'len_norm=-3')
     one_line(run('--tis=0'), 'tis=0.0')
+    one_line(run('--out_dir='), 'out_dir')
     one_line(run('--beta2=1'), 'beta2=1', 'less than 1')
     one_line(run('--pp_schedule=nosuch'), 'nosuch', '1f1b')
     one_line(run('--block_size=32'), 'block_size=32', 'max_new=40')

@@ -164,7 +164,7 @@ for ok, why in ((dtype in ('bfloat16', 'float32', 'float64'), f'dtype={dtype}: u
                 *((type(v) not in (int, float) or 0 <= v < math.inf, f'{k}={v}: use 0 or more') for k, v in config.items()),
                 *((globals()[k] >= 1, f'{k}={globals()[k]}: use 1 or more') for k in 'prompts rounds max_new epochs micro_rows sample_rows '
                   'eval_samples eval_problems last_problems keep_last'.split()),
-                (out_dir, 'out_dir: empty'), ((root / 'data' / task / 'task.py').is_file(), f'task={task}: there is no data/{task}/task.py')):
+                (out_dir, 'no out_dir'), ((root / 'data' / task / 'task.py').is_file(), f'task={task}: there is no data/{task}/task.py')):
     die(why) if not ok else None
 compute, job = getattr(torch, dtype), import_module(f'data.{task}.task')
 if lacks := [k for k in ('LEVELS', 'problem', 'verify', 'judge', 'steps', 'canary') if not hasattr(job, k)]:

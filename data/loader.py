@@ -22,7 +22,7 @@ def remarks(names, sets, T, image, audio, say):
                 say(f'{name}: {len(s[what]):,} positions of the kind {what} are neither seen nor learned: {key}=false')
         size = np.diff(s['doc'], axis=0)
         long = size[(size[:, 1:] > 0).any(1) & (size[:, 0] > T + 1), 0]
-        line = f'{name}: {len(long):,} of {len(size):,}, with pictures or sound, lose their end: block_size={T} < {long.max(initial=1) - 1:,}'
+        line = f'{name}: {len(long):,} of {len(size):,} with pictures or sound lose their end: block_size={T} < {long.max(initial=1) - 1:,}'
         if len(long) == len(size):
             raise ValueError(line)
         say(line) if len(long) else None

@@ -342,6 +342,17 @@ def test_thoughts_and_straight_answers_have_equal_positions():
         assert abs(longer / VP.LONGER[kind] - 1) < .12, (kind, longer)
         assert len(n[kind, 'say']) > .7 * len(n[kind, 'think'])
 
+@pytest.mark.parametrize('kind,shares', [('peek', (1, 0, 0)), ('maze', (0, 1, 0)), ('tangle', (0, 0, 1)), ('puzzle', (0, 0, 0))])
+def test_a_lesson_in_reading_shows_what_the_thought_ends_with(kind, shares):
+    """p_see=1 gives the riddles of p_say = p_see = 0, without the thought: its last picture is the prompt's, with the same answer."""
+    for i in range(20):
+        see, think = (VP.document(i, 'train', C, shares=shares, p_say=0., p_see=p) for p in (1., 0.))
+        last = [s for s in think if s[0] == 'image'][0 if kind == 'puzzle' else -1]        # a piece alone says nothing
+        shown, = [s for s in see if s[0] == 'image']
+        assert np.array_equal(shown[1], last[1]) and shown[2] == 0 and see[-2] == think[-2]
+        assert not {C.sp['think'], C.sp['draw'], C.sp['look']} & {t for k, v, *_ in see if k == 'ids' for t in v}
+        assert kind == 'puzzle' or np.allclose(shown[3:], last[3:], atol=1 / 64)           # a crop says where it is from
+
 # -----------------------------------------------------------------------------
 # judges
 

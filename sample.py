@@ -27,11 +27,12 @@ from data.agents import agent_step, latency, majority, report, reports, turn
 from data.checkpoint import Checkpoint, biases, checkpoints
 from data.codec import BadInput, Codec, check, load_audio, load_image, mark, mel, save_wav, unmel
 from data.collate import features
+from data.decoder import Decoder, packs
 from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
 from data.layouts import check_layout
 from data.terminal import columns, printer
 from data.tools import clean
-from model import D, Decoder, ModelConfig, build, packs
+from model import D, ModelConfig, build
 from parallel import keep_pages, make_mesh, start_world
 
 # ---------------------------------------------------------------- the model

@@ -18,8 +18,9 @@ import sample
 import toy
 from data.codec import to_uint8, unpatchify
 from data.collate import collate
+from data.decoder import Decoder, packs
 from data.grammar import HEIGHT, PICTURE, SOUND, TEXT, WIDTH, Row, follow_up
-from model import D, Decoder, ModelConfig, build, packs, product
+from model import D, ModelConfig, build, product
 from data.checkpoint import save_checkpoint
 from parallel import Spec, make_mesh, solo_mesh
 from sample import Engine, bits, choose, features, generate, load_model, normal, score, turn, uniform

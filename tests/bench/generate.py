@@ -27,8 +27,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import configure
 from data.codec import Codec
+from data.decoder import packs
 from data.llama import halves
-from model import ModelConfig, Muse, packs
+from model import ModelConfig, Muse
 from sample import Engine
 
 peer = ''       # a checkout of nanoGPT; '': left out

@@ -37,11 +37,8 @@ def watch(store, rank, world, patience, holder):
                 if why != b'-' or max(silent) > patience:
                     down()
             store.set(f'pulse{rank}', 'end')
-            still = 0
-            for _ in range(300 * (rank == 0)):                     # it may hold the store: others that live leave first
-                *new, _ = store.multi_get(keys)
-                seen, still = new, still + 1 if new == seen else 0
-                if still > 30 or all(v == b'end' for v in new):
+            for _ in range(30 * (rank == 0)):                      # it may hold the store: the others say their last word first
+                if all(v == b'end' for v in store.multi_get(keys[:-1])):
                     break
                 time.sleep(.1)
         except RuntimeError:

@@ -5,6 +5,7 @@ nonsense, and that going on afterwards is bit-equal to never having stopped.
 Runs are children forked from one process that has torch loaded (this file, run as a script), in a copy of the repository
 that has small shards of its own. A hook breaks a run from inside at an exact place: see HOOKS.
 """
+import atexit
 import contextlib
 import errno
 import gc
@@ -149,6 +150,7 @@ def child(job):
     os.environ.update(job['env'])
     sys.argv, code = job['argv'], 0
     signal.alarm(PATIENCE)
+    atexit._clear()                                   # what the server would do at its end
     try:
         for name, args in job['hooks'].items():
             HOOKS[name](**args)
@@ -159,6 +161,7 @@ def child(job):
     except BaseException:
         traceback.print_exc()
         code = 1
+    atexit._run_exitfuncs()                           # as at the end of a process: ranks say that they leave
     for f in gc.get_objects():                        # what the script left open is flushed, as at the end of a process
         if type(f) in (io.TextIOWrapper, io.BufferedWriter) and not f.closed and f.writable():
             with contextlib.suppress(OSError):

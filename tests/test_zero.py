@@ -14,12 +14,9 @@ import shutil
 import signal
 import socket
 import struct
-import sys
-import threading
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +27,6 @@ import grid
 import optim_zero
 import toy
 from model import build
-from data import watch
 from data.layouts import check_layout
 from data.checkpoint import Checkpoint, save_checkpoint
 from optim_zero import Optimizer
@@ -662,27 +658,6 @@ def test_a_stop_waits_for_the_background(run, front, tmp_path):
     r = run(tmp_path, *BACK)
     assert r.code == 0 and steps(tmp_path) == [4, 5, 8, 12]
     assert_same(tmp_path / 'step_00000012', front / 'step_00000012')
-
-
-@pytest.mark.parametrize('lively', [True, False])
-def test_who_holds_the_store_leaves_last(monkeypatch, lively):
-    """Rank 0 waits at the end while the other still shows that it lives, for more than 3 seconds, too; not for one that is silent."""
-    looks, leave = [], []
-
-    class Store:
-        def set(self, key, value):
-            pass
-
-        def multi_get(self, keys):
-            looks.append(keys)
-            return [b'end', b'end' if lively and len(looks) == 100 else b'%d' % (lively * len(looks) // 10), b'-']
-    for module, name in ((sys, 'excepthook'), (threading, 'excepthook')):          # what watch() sets is set back
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(watch, 'time', SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setattr(watch, 'atexit', SimpleNamespace(register=leave.append))
-    watch.watch(Store(), 0, 2, 5, 'rank 0')
-    leave[0]()
-    assert len(looks) == (100 if lively else 32)
 
 
 def test_damage_that_one_rank_sees(run, front, tmp_path):

@@ -344,7 +344,8 @@ def test_thoughts_and_straight_answers_have_equal_positions():
 
 @pytest.mark.parametrize('kind,shares', [('peek', (1, 0, 0)), ('maze', (0, 1, 0)), ('tangle', (0, 0, 1)), ('puzzle', (0, 0, 0))])
 def test_a_lesson_in_reading_shows_what_the_thought_ends_with(kind, shares):
-    """p_see=1 gives the riddles of p_say = p_see = 0, without the thought: its last picture is the prompt's, with the same answer."""
+    """p_see=1 gives the riddles of p_say = p_see = 0, without the thought: its last picture is the prompt's, with the same answer; p_aim=1
+    those with the box to look at as the answer, or of riddles that look nowhere what p_see=1 gives."""
     for i in range(20):
         see, think = (VP.document(i, 'train', C, shares=shares, p_say=0., p_see=p) for p in (1., 0.))
         last = [s for s in think if s[0] == 'image'][0 if kind == 'puzzle' else -1]        # a piece alone says nothing
@@ -352,6 +353,12 @@ def test_a_lesson_in_reading_shows_what_the_thought_ends_with(kind, shares):
         assert np.array_equal(shown[1], last[1]) and shown[2] == 0 and see[-2] == think[-2]
         assert not {C.sp['think'], C.sp['draw'], C.sp['look']} & {t for k, v, *_ in see if k == 'ids' for t in v}
         assert kind == 'puzzle' or shown[3:] == last[3:]           # a crop says where it is from
+        aim = VP.document(i, 'train', C, shares=shares, p_say=0., p_aim=1.)
+        if kind == 'peek':                                         # the box of the thought, on what is shown
+            box = next(v for k, v, *_ in think if k == 'ids' and C.sp['look'] in v)
+            assert [v for k, v, *_ in aim[-2:]] == [box[:5], [C.sp['eot']]] and np.array_equal(aim[0][1], think[0][1])
+        else:
+            assert all(np.array_equal(a[1], b[1]) for a, b in zip(aim, see))
 
 # -----------------------------------------------------------------------------
 # judges

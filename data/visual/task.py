@@ -38,7 +38,7 @@ def problems(skill, n, codec, seed=0, split='val', shards=''):
         r = V.RIDDLES[kind](random.Random(f'visual/problem/{seed}/{split}/{kind}/{i}'), held)
         drawn = 0 if mode == 'say' else sum(s.size // 3 // PATCH ** 2 + 5 for s in r.steps) + 8
         p = dict(skill=skill, prompt=prompt(r, mode, codec), question=r.question, answer=r.answer, chance=CHANCE[kind], held=held,
-                 max_new=16 + drawn * 3 // 2, patches=max([s.size // 3 // PATCH ** 2 for s in r.steps], default=16), source=r.source,
+                 max_new=16 + drawn * 3 // 2, patches=max([s.size // 3 // PATCH ** 2 for s in r.steps], default=V.CROP), source=r.source,
                  stop=(codec.sp['look'],) if mode == 'think' and r.source is not None else (), steps=r.steps)
         out.append(p if mode == 'say' else dict(p, thought=V.thought(r, codec, mode == 'wait')))
     return out

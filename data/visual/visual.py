@@ -217,6 +217,10 @@ def puzzle(rng, held=False):
 RIDDLES = dict(peek=peek, maze=maze, tangle=tangle, puzzle=puzzle)
 
 # thoughts
+def where(r, codec):
+    """-> the ids of the box that r, of kind peek, is to be looked at in."""
+    return [codec.sp['box'], *(codec.loc(min(f, 1)) for f in r.box)]
+
 def thought(r, codec, wait=False):
     """
     Riddle -> segments <think> ... </think>, all learned but for the crop of peek. wait: as many pictures as it would have drawn, but
@@ -224,8 +228,8 @@ def thought(r, codec, wait=False):
     """
     sp, inner = codec.sp, []
     if r.source is not None:
-        locs = [codec.loc(min(f, 1)) for f in r.box]
-        inner = [('ids', [sp['box'], *locs, sp['look']]), look(r.source, [codec.unloc(i) for i in locs])]
+        box = where(r, codec)
+        inner = [('ids', [*box, sp['look']]), look(r.source, [codec.unloc(i) for i in box[1:]])]
     for step in r.steps:
         blank = r.img if step.shape == r.img.shape else np.full_like(step, S.GREY)
         inner += [('ids', [sp['draw']]), ('image', blank if wait else step)]

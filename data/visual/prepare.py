@@ -3,7 +3,7 @@ Riddles with thoughts in pictures, and the same riddles answered straight away (
 
     python data/visual/prepare.py                       # about 15 s on one core; train.py does it by itself
     python data/visual/prepare.py --p_say=1             # the control: the same data set without any thought
-    python data/visual/prepare.py --p_say=0 --p_see=.5 --p_aim=.5   # the first lesson: to read what a thought ends with, and where to look
+    python data/visual/prepare.py --p_say=0 --p_see=1   # the first lesson: to read what a thought ends with; --p_aim=1: where to look
 
     <boi> h w ... <eoi> <user>think: digit on red?<assistant><think><box> x0 y0 x1 y1 <look><boi> h w ... <eoi></think>7<eot>
     <boi> h w ... <eoi> <user>think: which exit?<assistant><think><draw><boi> h w ... <eoi><draw><boi> h w ... <eoi></think>red<eot>

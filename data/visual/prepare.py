@@ -37,7 +37,7 @@ p_peek, p_maze, p_tangle = .25, .3, .3  # shares of the riddles; the rest is puz
 p_say = .5  # share of positions answered without a thought
 p_wait = 0.0  # and with empty pictures
 p_see = 0.0  # and where the thought has come to its end already: its last picture is shown, what is left is to read it
-p_aim = 0.0  # and where only the box to look at is asked for; of riddles that look nowhere these are of p_see, too
+p_aim = 0.0  # and where only the box to look at is asked for; for the other riddles the same as p_see
 tokenizer = 'bytes'  # see data/codec.py
 n_loc = 64  # bins of a coordinate
 out = ''  # folder; '': data/visual/shards-TOKENIZER
@@ -49,11 +49,12 @@ def document(i, split, codec, seed=0, shares=(p_peek, p_maze, p_tangle), p_say=.
     rng = random.Random(f'visual/{seed}/{split}/{i}')
     kind = rng.choices([*V.RIDDLES], [*shares, 1 - sum(shares)])[0]
     say, see, aim = (p * LONGER[kind] for p in (p_say, p_see, p_aim))
-    mode = rng.choices(['think', 'say', 'wait', 'see', 'aim'], [max(0, 1 - p_say - p_wait - p_see - p_aim), say, p_wait, see, aim])[0]
+    mode = rng.choices(['think', 'say', 'wait', 'see', 'aim'], [1 - p_say - p_wait - p_see - p_aim, say, p_wait, see, aim])[0]
     r, eot = V.RIDDLES[kind](rng, split == 'val' and i % 2 == 0), ('ids', [codec.sp['eot']])
     if mode == 'aim' and kind == 'peek':
         return [*prompt(r, mode, codec), ('ids', V.where(r, codec)), eot]
-    mode = 'see' if mode == 'aim' else mode
+    if mode == 'aim':                                                   # these look nowhere
+        mode = 'see'
     if mode == 'see' and kind == 'puzzle' or mode == 'wait' and kind == 'peek':            # a piece alone says nothing; nothing to draw
         mode = 'say'
     if mode == 'see':

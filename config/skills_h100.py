@@ -15,8 +15,8 @@ All skills in one model on one H100, in three stages: what a scene is, lessons i
     python train.py config/skills_h100.py --init_from=out-lessons/step_00000900
     python tests/bench/skills.py --from=out-skills
 
-Run once: 0.9, 0.4 and 8.1 minutes, 31, 18 and 398 M positions, 13.7 M parameters, 830 thousand positions per second in the last stage, on weights
-that README's table was measured with, rounded to bfloat16. The data of all stages were made meanwhile, by 16 cores in 90 seconds.
+Run once: 0.9, 0.4 and 8.1 minutes, 31, 18 and 398 M positions, 13.7 M parameters, 830 thousand positions per second in the last stage. The
+table in the README is of its weights, rounded to bfloat16. The data of all stages were made meanwhile, by 16 cores in 90 seconds.
 """
 out_dir = 'out-skills'
 dataset = 'scenes:3+objects:2+charts:1.5+visual:2.5+speech:2'

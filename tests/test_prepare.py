@@ -388,6 +388,49 @@ def test_strings_are_only_heard_where_training_only_hears_them(tmp_path):
         assert any(re.search('transcribe<assistant>(zero|seven) ', t) for t in texts)
         assert any(t.startswith('<user>say') for t in texts) and not any(re.match('<user>say.*: (zero|seven) ', t) for t in texts)
 
+def test_what_is_said_is_judged_by_recordings_of_training(tmp_path):
+    """Of training only, and of the first; it finds each of them again; nothing said is wrong."""
+    folder = digits_folder(tmp_path / 'fsdd')
+    assert prepare('speech', '--asterisk=false', f'--fsdd={folder}', f'--out={tmp_path}/shards') == 0
+    problems = speech_task.problems('say', 40, Codec(), shards=tmp_path / 'shards')
+    x, size, name = problems[0]['known']
+    assert len(x) == len(size) == 8 and sorted(set(name)) == ['seven', 'zero']        # indices 10 and 49 of two digits by two speakers
+    assert {p['question'] for p in problems} == {f'say{w}: {d}' for w in ('', ' as theo', ' as lucas') for d in ('zero', 'seven')}
+    train, _ = speech.digits(folder, speech.Counter())
+    assert [(i['name'], i['wave'] is t['wave'], i['kind']) for i, t in zip(speech.first(train, 1), train[::2])] == [
+        (d, True, 'known') for d in ('zero', 'zero', 'seven', 'seven')]                  # of digit and speaker the one with index 10
+    for it in train:
+        said = dict(audio=[it['wave']])
+        assert [speech_task.verify(p, said) for p in problems] == [float(p['answer'] == it['name']) for p in problems]
+    for nothing in (dict(audio=[]), dict(text='seven'), dict(audio=[np.zeros(0, np.float32)])):
+        assert speech_task.verify(problems[0], nothing) == 0
+    assert 0 <= speech_task.judge_alone(tmp_path / 'shards') <= 1                      # of noise
+
+def test_the_judge_of_what_is_said_hears_through_speed_volume_and_silence():
+    def sweep(a, b, seconds=.5):                                      # from a to b Hz
+        t = np.arange(int(8000 * seconds)) / 8000
+        return np.sin(2 * np.pi * (a * t + (b - a) * t ** 2 / 2 / seconds)).astype(np.float32) * .2
+    ways = dict(up=(300, 2000), down=(2000, 300), low=(300, 320), high=(1900, 2000))
+    frames = [speech.mel(sweep(*w)) for w in ways.values()]
+    known = speech_task.recordings(dict(n_frames=np.array([len(f) for f in frames]), kind=np.array(['known'] * 4), name=np.array([*ways]),
+                                        frames=np.concatenate(frames)))
+    for name, w in ways.items():
+        for wave in (sweep(*w), sweep(*w) / 4, sweep(*w, .8), sweep(*w, .3), np.pad(sweep(*w), (9000, 5000))):
+            assert speech_task.verify(dict(skill='say', answer=name, known=known), dict(audio=[wave])) == 1, name
+
+def test_time_is_warped_as_the_recursion_says(tmp_path):
+    frames = [np.random.default_rng(i).normal(0, .1, (n, 128)) for i, n in enumerate((3, 5, 4))]
+    v = dict(n_frames=np.array([3, 5]), kind=np.array(['known'] * 2), name=np.array(['a', 'b']), frames=np.concatenate(frames[:2]))
+    way = {}
+    for k, c in enumerate(map(speech_task.cepstra, frames[:2])):
+        y, d = speech_task.cepstra(frames[2]), {}
+        for i in range(len(c)):
+            for j in range(len(y)):
+                before = [d[q] for q in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if q in d]
+                d[i, j] = np.linalg.norm(c[i] - y[j]) + min(before, default=0)
+        way['ab'[k]] = d[len(c) - 1, len(y) - 1] / (len(c) + len(y))
+    assert speech_task.nearest(speech_task.recordings(v), frames[2]) == min(way, key=way.get)
+
 def test_word_errors():
     p = dict(skill='transcript', answer='Please press one, now.')
     assert speech_task.verify(p, {'text': 'please press one now<eot>'}) == 1

@@ -36,6 +36,7 @@ LICENCES = dict(clip='Asterisk sounds: CC-BY-SA-3.0, (c) 2003-2010 Allison Smith
                 digit='Free Spoken Digit Dataset: CC-BY-SA-4.0, Jakobovski and others', own="clips: their authors'")
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 HELD_OUT = 10  # digits with a smaller index
+KNOWN = 10  # recordings to train of each digit and speaker that task.py judges what is said by
 
 dir = ''  # a folder with WAVs and transcripts.tsv, instead of the Asterisk clips
 asterisk = True  # the Asterisk clips; false leaves them out
@@ -115,6 +116,13 @@ def joined(first, items, n, rng):
     waves = [w for p in parts for w in (np.zeros(int(rng.integers(RATE * 3 // 20)), np.float32), p['wave'])][1:]
     return dict(first, name=' '.join(p['name'] for p in parts), wave=np.concatenate(waves), kind={2: 'two digits', 3: 'three digits'}[n])
 
+def first(items, n):
+    """The first n recordings of each digit and speaker, as items of the kind 'known'."""
+    found = {}
+    for it in items:
+        found.setdefault((it['name'], it['speaker']), []).append(dict(it, kind='known')) if it['kind'] == 'digit' else None
+    return [it for some in found.values() for it in some[:n]]
+
 def by_speaker(items):
     """-> {speaker: [the digits it says]}"""
     out = {}
@@ -162,9 +170,10 @@ if __name__ == '__main__':
         print(f'recordings to train {kinds}, held out {held}, {minutes:.1f} minutes', flush=True)
         rng, own = np.random.default_rng(seed), by_speaker(val)
         val += [joined(v, own[v['speaker']], n, rng) for n in (2, 3) for v in val if v['kind'] == 'digit']
-        target, frames = Path(out or shard_dir('speech', codec)), [mel(i['wave']).astype(np.float16) for i in val]
+        kept_items = val + first(train, KNOWN)
+        target, frames = Path(out or shard_dir('speech', codec)), [mel(i['wave']).astype(np.float16) for i in kept_items]
         kept = keep(target.parent, frames=np.concatenate(frames), n_frames=np.array([len(f) for f in frames]),
-                    **{k: np.array([i[k] for i in val]) for k in ('name', 'kind', 'speaker')})
+                    **{k: np.array([i[k] for i in kept_items]) for k in ('name', 'kind', 'speaker')})
         source = [dir or 'Debian packages ' + ', '.join(PACKAGES)] * bool(items) + [fsdd] * bool(fsdd)
         docs = dict(train=documents(train, codec, copies, digit_copies, seed, strings=strings),
                     val=documents(val, codec, 1, 1, seed, train=False))

@@ -30,7 +30,6 @@ from configurator import configure
 from data.checkpoint import checkpoints
 from data.codec import mel
 from data.shards import mixture, shard_dir
-from data.digits import task as digits
 from data.objects import task as objects
 from data.scenes import task as scenes
 from data.skills import table
@@ -54,10 +53,10 @@ TARGETS = {**{('scenes', k): v for k, v in dict(what=95, count=95, where=95, rel
            **{('objects', k): v for k, v in dict(what=95, count=95, where=95, relation=90, point=95, box=85, points=90).items()},
            **{('objects', k): 70 for k in ('recolour', 'remove', 'add')},
            **{('charts', k): 85 for k in ('value', 'largest', 'difference', 'trend', 'crossing')},
-           ('speech', 'digit'): 99, ('speech', 'two digits'): 97, ('speech', 'three digits'): 94, ('visual', 'peek'): 90,
-           ('emoji', 'name'): 25, ('digits', 'read'): 95, ('digits', 'draw'): 95}
+           ('speech', 'digit'): 99, ('speech', 'two digits'): 97, ('speech', 'three digits'): 94, ('speech', 'say'): 85,
+           ('visual', 'peek'): 90, ('emoji', 'name'): 25, ('digits', 'read'): 95, ('digits', 'draw'): 95}
 METRIC = dict(point='inside', box='IoU', points='F1', transcript='1 - WER', two='1 - WER', three='1 - WER', value='in one step',
-              difference='in half a step', draw='colours', play='all notes', notes='all notes', recolour='all objects',
+              difference='in half a step', draw='colours', play='all notes', notes='all notes', say='heard', recolour='all objects',
               remove='all objects', add='all objects', **{'digits draw': 'nearest one'})
 CELL, GAP = 144, 6                                                     # pixels of a picture on a sheet
 
@@ -107,8 +106,8 @@ def ids_of(text):
 
 def keep(data, skill, ps, results):
     """Called by table() with what was made: the sheet, and finer scores of pictures."""
-    verify = __import__(f'data.{data}.task', fromlist=['verify']).verify
-    sheet(f'{data}_{skill}', ps, results, verify)
+    task = __import__(f'data.{data}.task', fromlist=['verify'])
+    sheet(f'{data}_{skill}', ps, results, task.verify)
     if (data, skill) == ('scenes', 'draw'):
         for n, word in ((1, 'one'), (2, 'two')):
             some = [scenes.judge(p, r).get('exact', 0.) for p, r in zip(ps, results) if len(p['objs']) == n]
@@ -116,7 +115,7 @@ def keep(data, skill, ps, results):
                 extra.append(dict(data=data, skill=f'draw {word}', score=100 * np.mean(some), blind=None, chance=3. if n == 1 else 0.,
                                   cases=len(some)))
     if 'known' in ps[0]:
-        judged[data, skill] = 100 * digits.judge_alone(shards()['digits'])
+        judged[data, skill] = 100 * task.judge_alone(shards()[data])
     if 'after' in ps[0]:
         judged[data, skill] = 100 * np.mean([objects.verify(p, dict(images=[p['after']])) for p in ps])
 

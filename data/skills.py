@@ -2,8 +2,9 @@
 What a model can do: held-out questions of every data set that has a task.py, beside each the blind control, its payloads zeroed.
 
 A task is SKILLS, problems(skill, n, codec, shards=) and verify(problem, output). Problems may say what the engine needs: max_new, patches
-(of a picture, at most), stop, choices; a task's on_stop(problem, row, codec) answers a model that asks for something in its thought. Where
-problems have a true thought, two more rows: `given`, going on from it, and `swapped`, from that of another problem with another answer.
+(of a picture, at most), stop, choices, guide; a task's on_stop(problem, row, codec) answers a model that asks for something in its
+thought. Where problems have a true thought, two more rows: `given`, going on from it, and `swapped`, from that of another problem with
+another answer.
 """
 from importlib import import_module
 from pathlib import Path
@@ -71,7 +72,7 @@ def answered(net, codec, task, ps, blind, empty, thoughts=(), keep=None):
     the problems ps goes on from, as if the model had said it. keep(ps, results) gets what was made.
     """
     made, ask = ps[0]['skill'] in MADE, getattr(task, 'on_stop', None)
-    engine = Engine(net, codec, rows=100, guide=1.5 if made else 1.0, unprompted=empty if made else None, blind=blind,
+    engine = Engine(net, codec, rows=100, guide=ps[0].get('guide', 1.5) if made else 1.0, unprompted=empty if made else None, blind=blind,
                     max_patches=max(p.get('patches', 64) for p in ps), on_stop=ask and (lambda row: ask(ps[row.index], row, codec)))
     rows = [engine.add(codec.encode(p['prompt']), thoughts[i] if thoughts else (), index=i, temperature=0, stop=p.get('stop', ()),
                        max_new=p.get('max_new', 64 if made else 48)) for i, p in enumerate(ps)]

@@ -21,8 +21,9 @@ CHANCE = {'digit': .1, 'two digits': .1, 'three digits': .1, 'transcript': 0., '
 SKILLS = list(CHANCE)
 
 def problems(skill, n, codec, seed=0, split='val', shards=''):
-    """Up to n dicts, a recording at most once: skill, prompt (segments), answer (str), choices (None), speaker, chance; for say
-    also question and the judge's `known`, one for all. BadInput if none of the kind was prepared. shards: '': data/speech/shards-TOKENIZER.
+    """
+    Up to n dicts, a recording at most once: skill, prompt (segments), answer (str), choices (None), speaker, chance; for say also question,
+    guide and the judge's `known`, one for all. BadInput if none of the kind was prepared. shards: '': data/speech/shards-TOKENIZER.
     """
     if skill not in CHANCE or split != 'val':
         raise ValueError(f'no problems for skill={skill!r}, split={split!r}: skills are {SKILLS}, the split is val')
@@ -38,7 +39,8 @@ def problems(skill, n, codec, seed=0, split='val', shards=''):
         for i, j in enumerate(np.random.default_rng(seed).integers(len(pairs), size=n)):
             text = f'say as {pairs[j][0]}: {pairs[j][1]}' if i % 2 else f'say: {pairs[j][1]}'
             out.append(dict(skill=skill, prompt=[('ids', [sp['user']], 0), ('text', text, 0), ('ids', [sp['assistant']], 0)], question=text,
-                            answer=pairs[j][1], choices=None, speaker=pairs[j][0] if i % 2 else '', chance=CHANCE[skill], known=known))
+                            answer=pairs[j][1], choices=None, speaker=pairs[j][0] if i % 2 else '', chance=CHANCE[skill], known=known,
+                            guide=2.5))
         return out
     for k in np.random.default_rng(seed).permutation(mine)[:n]:
         frames = v['frames'][ends[k] - v['n_frames'][k]:ends[k]].astype(np.float32)
